@@ -1,6 +1,6 @@
 """How much a daemon holds: nothing, idle connections, many images, one image of very many files, overload (goals G1, G2, G3, G6, and I8).
 
-Run it from the checkout: ``python -m benchmarks.load [footprint] [idle] [images] [files] [tiny] [overload]``. What is compared was
+Run it from the checkout: ``python -m benchmarks.load [footprint] [idle] [append] [images] [files] [tiny] [overload]``. What is compared was
 measured in the same run.
 """
 
@@ -64,10 +64,10 @@ class Bench:
             (node.top / "config" / "ciruela.yaml").write_text(settings)
         return nodes
 
-    def upload(self, nodes: list[Node], tree: Path) -> float:
-        """Seconds that ``ciruela-sync`` takes until all nodes have ``tree`` under a new name."""
+    def upload(self, nodes: list[Node], tree: Path, base: str = "load") -> float:
+        """Seconds that ``ciruela-sync`` takes until all nodes have ``tree`` under a new name in ``base``."""
         self._uploads += 1
-        wish = f"{tree}:/bench/load/v{self._uploads}"
+        wish = f"{tree}:/bench/{base}/upload{self._uploads}"
         command = [*SYNC, "--port", str(nodes[0].port), "-i", str(self.key), "-e", "3000s", "-t", "3000s", "--append", wish, "-m"]
         done = run([*command, *(node.host for node in nodes[:3])], environment(), timeout_s=3000)
         if done.code:
@@ -190,6 +190,30 @@ def _fill(top: Path, count: int, bases: int, seed: bytes) -> None:
     store.close()
 
 
+def append(bench: Bench) -> None:
+    """What one more directory costs a node, beside none and beside 500 others."""
+    bench.say("    appending 20 files of 1,500 bytes, 40 times to each of two nodes in turn")
+    tree = tree_of(bench.top, 20, 1500)
+    seed = os.urandom(32)
+    bench.public = write_key(bench.key, seed)
+    nodes = [*bench.nodes("append-few", 1), *bench.nodes("append-many", 1)]
+    _fill(nodes[1].top, 500, 1, seed)
+    for node in nodes:
+        node.start(bench.children)
+        node.ready(0)
+        bench.upload([node], tree, "base0")
+    spent_s = [0.0, 0.0]
+    for _ in range(40):
+        for at, node in enumerate(nodes):
+            assert node.child is not None
+            began_s = node.child.cpu_s()
+            bench.upload([node], tree, "base0")
+            spent_s[at] += node.child.cpu_s() - began_s
+    few_ms, many_ms = (one / 40 * 1000 for one in spent_s)
+    bench.say(f"  processor of the node for each: {few_ms:.1f} ms beside 1 to 41 directories, {many_ms:.1f} ms beside 501 to 541")
+    ended(bench, nodes)
+
+
 def _agree(nodes: list[Node]) -> bool:
     """Whether all nodes have the same base dirs with the same hashes, and nothing on its way."""
     first, *others = (page(node.host, node.port, "/base-dirs/") for node in nodes)
@@ -300,7 +324,7 @@ def overload(bench: Bench) -> None:
     ended(bench, [node])
 
 
-PARTS = {"footprint": footprint, "idle": idle, "images": images, "files": files, "tiny": tiny, "overload": overload}
+PARTS = {"footprint": footprint, "idle": idle, "append": append, "images": images, "files": files, "tiny": tiny, "overload": overload}
 
 
 def main() -> int:

@@ -39,6 +39,9 @@ V = TypeVar("V")
 PATH = "/app/v1"
 IMAGE = {f"{number:02}.conf": 1500 for number in range(20)}
 PATIENCE_S = 60.0
+SETTLE_S = 0.5
+"""So long datagrams are counted at least: what is said again comes later than the image."""
+
 HEARSAY = 300
 """Members of which each node has something to pass on at the start: more than a second's datagrams can carry."""
 
@@ -98,6 +101,11 @@ class CountingHub(Hub):
         for counter in (self.sent, self.heard, self.sent_bytes, self.heard_bytes, self.carried, self.counters):
             counter.clear()
 
+    def both(self) -> Iterator[tuple[Counter[Any], Counter[Any]]]:
+        """What was sent and heard: numbers, and bytes."""
+        yield self.sent, self.heard
+        yield self.sent_bytes, self.heard_bytes
+
     def datagram(self, source: Any, target: Any, data: bytes) -> None:
         """As :meth:`Hub.datagram`, and counted."""
         self.sent[source] += 1
@@ -145,7 +153,8 @@ class Large(Cluster):
             machine_id, born_s = self.machine(number), -self.rng.random() * MEMBER_RENEW_S
             stamp = START_MS + round(born_s * 1000)
             self.born[number] = born_s
-            self.members[machine_id] = _MemberRecord(address, stamp, born_s, False, 1, f"n{number}", {0: tuple(sorted(keys))}, keys)
+            self.members[machine_id] = record = _MemberRecord(address, stamp, born_s, False, 1, f"n{number}", keys)
+            record.gathered[0] = tuple(sorted(keys))
             self.at[address] = machine_id
 
     def start(self, number: int, wiped: bool = False) -> Any:
@@ -175,7 +184,10 @@ class Large(Cluster):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Seconds of the fake clock; per node: mean and worst. ``told_s``: when the client had heard of all."""
+    """Seconds of the fake clock; per node: mean and worst. ``told_s``: when the client had heard of all, or stopped waiting for loss.
+
+    ``datagrams`` and their bytes are those that the upload caused: without as many as an idle node sends and hears in that time.
+    """
 
     nodes: int
     all_s: float
@@ -190,15 +202,15 @@ class Result:
     memory_mib: float
 
 
-def _per_node(nodes: int, *counters: Counter[Any]) -> tuple[float, float]:
+def _per_node(nodes: int, *counters: Counter[Any], idle: float = 0.0) -> tuple[float, float]:
     total: Counter[Any] = Counter()
     for counter in counters:
         total.update(counter)
     values = list(total.values())
-    return sum(values) / nodes, max(values, default=0)
+    return sum(values) / nodes - idle, max(values, default=0) - idle
 
 
-def simulate(nodes: int, seed: int, latency_s: float, idle_s: float, warm: bool) -> Result:
+def simulate(nodes: int, seed: int, latency_s: float, idle_s: float, warm: bool, loss: float = 0.0) -> Result:
     """One upload to an idle cluster."""
     began_s = time.process_time()
     cluster = Large(nodes, seed, latency_s, warm)
@@ -208,10 +220,12 @@ def simulate(nodes: int, seed: int, latency_s: float, idle_s: float, warm: bool)
     gc.freeze()  # what is there now stays there; searching it again and again would take most of the time
     cluster.run(BEAT_S if warm else 60.0)
     hub.forget()
+    hub.loss = loss
     cluster.run(idle_s)
     addresses = list(cluster.everybody)
     idle = [hub.sent_bytes[address] / idle_s for address in addresses]
     tell(f"  {nodes} nodes idle: {statistics.mean(idle) / 1000:.1f} kB/s each, {time.process_time() - began_s:.0f} s of processor so far")
+    idle_datagrams, idle_bytes = ((sum(sent.values()) + sum(heard.values())) / nodes / idle_s for sent, heard in hub.both())
     hub.forget()
     image = Image(seed, IMAGE)
     client = Client(cluster, image)
@@ -222,19 +236,23 @@ def simulate(nodes: int, seed: int, latency_s: float, idle_s: float, warm: bool)
     if len(cluster.arrived) < nodes:
         raise RuntimeError(f"{nodes} nodes, seed {seed}: after {PATIENCE_S:.0f} s only {len(cluster.arrived)} have it")
     times = [at_s - upload_s for at_s in cluster.arrived.values()]
-    cluster.run(PATIENCE_S, until=lambda: len(client.received) >= nodes)
-    if len(client.machines(PATH)) < nodes:
+    cluster.run(0.0 if loss else PATIENCE_S, until=lambda: len(client.received) >= nodes)
+    if len(client.machines(PATH)) < nodes and not loss:
         raise RuntimeError(f"{nodes} nodes, seed {seed}: the client heard of {len(client.machines(PATH))} only")
+    told_s = cluster.clock.seconds() - upload_s
+    message_bytes = _per_node(nodes, Counter({address: hub.carried[address] for address in addresses}))
+    cluster.run(max(0.0, SETTLE_S - told_s))
+    counted_s = max(SETTLE_S, told_s)
     result = Result(
         nodes,
         max(times),
         percentile(times, 50),
         percentile(times, 99),
-        cluster.clock.seconds() - upload_s,
+        told_s,
         (statistics.mean(idle), max(idle)),
-        _per_node(nodes, hub.sent, hub.heard),
-        _per_node(nodes, hub.sent_bytes, hub.heard_bytes),
-        _per_node(nodes, Counter({address: hub.carried[address] for address in addresses})),
+        _per_node(nodes, hub.sent, hub.heard, idle=idle_datagrams * counted_s),
+        _per_node(nodes, hub.sent_bytes, hub.heard_bytes, idle=idle_bytes * counted_s),
+        message_bytes,
         time.process_time() - began_s,
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     )
@@ -246,20 +264,20 @@ def simulate(nodes: int, seed: int, latency_s: float, idle_s: float, warm: bool)
 
 HEAD = (
     "Nodes",
-    "Start",
+    "Start, datagrams lost",
     "Seconds until all have it",
     "Until half have it",
     "Until 99 of 100 have it",
     "Until the client knows",
     "Idle gossip a node sends, kB/s: mean, most",
-    "Datagrams of a node until then, sent and heard: mean, worst",
+    "Datagrams of a node for it, sent and heard: mean, worst",
     "Their kB: mean, worst",
     "kB sent on connections: mean, worst",
     "Processor s, MiB of the simulation",
 )
 
 
-def row(results: list[Result], warm: bool) -> list[str]:
+def row(results: list[Result], warm: bool, loss: float) -> list[str]:
     """One size."""
     last = results[-1]
 
@@ -268,7 +286,7 @@ def row(results: list[Result], warm: bool) -> list[str]:
 
     return [
         f"{last.nodes:,}",
-        "warm" if warm else "cold",
+        f"{'warm' if warm else 'cold'}, {loss:.0%}",
         spread([one.all_s for one in results], 3),
         spread([one.half_s for one in results], 3),
         spread([one.most_s for one in results], 3),
@@ -288,6 +306,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=3, help="seeds, for sizes up to 1,000; larger ones get one (3)")
     parser.add_argument("--idle", type=float, default=2.0, help="seconds for which the idle cluster is watched (2)")
     parser.add_argument("--latency-ms", type=float, default=0.5, help="of each datagram and message (0.5)")
+    parser.add_argument("--loss", type=float, default=0.0, help="part of the datagrams that are lost (0)")
     parser.add_argument("--cold", action="store_true", help="begin with nodes that know nobody, a minute before the upload")
     parser.add_argument("--quick", action="store_true", help="30 and 100 nodes, one run: to see that it works")
     parser.add_argument("--output", type=Path, help="write the report to this file, too")
@@ -302,10 +321,10 @@ def main() -> int:
         results[nodes] = []
         for seed in range(1, (options.runs if nodes <= 1000 else 1) + 1):
             random.seed(seed)
-            found = simulate(nodes, seed, options.latency_ms / 1000, options.idle, not options.cold)
+            found = simulate(nodes, seed, options.latency_ms / 1000, options.idle, not options.cold, options.loss)
             results[nodes].append(found)
             tell(f"{nodes} nodes, seed {seed}: {found.all_s:.3f} s until all have it, {found.cpu_s:.0f} s of processor")
-        rows.append(row(results[nodes], not options.cold))
+        rows.append(row(results[nodes], not options.cold, options.loss))
         first = statistics.median(one.all_s for one in results[next(iter(results))])
         last = statistics.median(one.all_s for one in results[nodes])
         text = (

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
-from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -22,9 +21,10 @@ from ciruela.model.config import STANDARD, DirConfig, Tuning
 from ciruela.model.hooks import Due
 from ciruela.model.ids import Block, ImageId, MachineId
 from ciruela.model.upload import Command
+from ciruela.model.values import dataclass
 from ciruela.model.versions import RetainedVersion, SigEntry, State, Tombstone, Tombstones
 from ciruela.model.vpath import VPath
-from ciruela.proto.messages import Notification, Request, Response
+from ciruela.proto.messages import BlocksData, GetBlocks, Notification, Request, Response
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -114,6 +114,21 @@ class Connection(Protocol):
     def when_sent(self, call: Callable[[], None]) -> None:
         """Calls ``call`` when the system has taken all that was sent so far; never when the connection ends before."""
 
+    def widen(self, *, gives: bool) -> None:
+        """Opens a bulk connection beside this one, which this side made, if the other side agrees: to give blocks, or to take them."""
+
+    def fetch(self, request: GetBlocks, land: Callable[[BlocksData], T]) -> Deferred[T] | None:
+        """As :meth:`ask`, over the bulk connection: fires with what ``land`` made of the answer, in a thread. None where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockGiving:
+    """Blocks that may be given. ``make`` gives them, in a thread if it ``reads``; ``made`` is told on the reactor of what was sent then."""
+
+    make: Callable[[], BlocksData]
+    made: Callable[[BlocksData], object]
+    reads: bool
+
 
 class RequestHandler(Protocol):
     """Server side of a connection: answers the requests that come in."""
@@ -123,6 +138,9 @@ class RequestHandler(Protocol):
 
         A failure becomes an ``Error`` response: a RemoteError's text is sent, any other fault is logged and sent as "internal error".
         """
+
+    def giving(self, link: Connection, request: GetBlocks) -> Deferred[BlockGiving]:
+        """As :meth:`requested`, for a request that came over the bulk connection beside ``link``."""
 
     def notified(self, link: Connection, notification: Notification) -> bool | None:
         """Take note of a notification. True for one of those that may come often, where it is of use."""
@@ -142,6 +160,12 @@ class Connector(Protocol):
 
     def tell(self, address: Address, notification: Notification) -> None:
         """As :meth:`Connection.tell`, to the node at ``address``; nothing where that is of a version that does not know it."""
+
+    def widen(self, address: Address) -> None:
+        """As :meth:`Connection.widen`, to take from the node at ``address``; nothing where no connection is open."""
+
+    def fetch(self, address: Address, request: GetBlocks, land: Callable[[BlocksData], T]) -> Deferred[T] | None:
+        """As :meth:`Connection.fetch`, from the node at ``address``."""
 
     def connected(self, address: Address) -> bool:
         """Tells whether a connection to ``address`` is open now."""
@@ -314,10 +338,13 @@ class Staging(Protocol):
         Fires with one bool each: False where the hash is wrong (nothing was written).
         """
 
+    def write_here(self, blocks: Sequence[tuple[int, Block]]) -> list[bool]:
+        """As :meth:`write`, in the thread that calls. Raises DownloadFailed, and DiskError also where this was closed."""
+
     def prepare(self) -> Deferred[str]:
         """Create what needs no data and set modes, so that only the commit is left. Fires with the path of the directory on this host.
 
-        Every block was hashed before it was written; the commit hashes all of it again.
+        Every block was hashed before it was written; the commit looks at all of it again.
         """
 
     def commit(self, state: State) -> Deferred[tuple[RetainedVersion, ...]]:
@@ -430,10 +457,10 @@ class Disk(Protocol):
     def examine(self, vpath: VPath, index: Index) -> Examination:
         """Compare the image committed at ``vpath``, which is that of ``index``, with its index. Nothing is read before it goes on."""
 
-    def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int], make: Callable[[list[Block | None]], T]) -> Deferred[T]:
+    def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int]) -> list[Block | None]:
         """Read blocks of a committed, kept or staged image, by number; None where it is not here or its hash is wrong.
 
-        Fires with what ``make`` makes of them in the same thread.
+        Blocking: for threads. Raises DiskError.
         """
 
 

@@ -88,6 +88,26 @@ def later(clock: IReactorTime, delay_s: float, name: str, duty: Callable[[], obj
     return clock.callLater(delay_s, run)
 
 
+class Alarm:
+    """Calls ``duty`` at the moment that was set last, as :func:`later` does."""
+
+    def __init__(self, clock: IReactorTime, duty: Callable[[], object], name: str) -> None:
+        self._clock = clock
+        self._duty = duty
+        self._name = name
+        self._at_s: float | None = None
+        self._call: IDelayedCall | None = None
+
+    def set(self, at_s: float | None) -> None:
+        """Sets the moment, in seconds of the clock; None is never."""
+        if self._call is not None and self._call.active():
+            if at_s == self._at_s:
+                return
+            self._call.cancel()
+        self._at_s = at_s
+        self._call = None if at_s is None else later(self._clock, max(0.0, at_s - self._clock.seconds()), self._name, self._duty)
+
+
 class BoundedMap(dict[A, B]):
     """Map of at most ``most`` entries in the order in which they were put in: the oldest gives way."""
 

@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger, LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.runtime import HUSH_S, Backoff, BoundedMap, PeriodicTask, RateLimitedLog, TokenBucket, later
+from ciruela.runtime import HUSH_S, Alarm, Backoff, BoundedMap, PeriodicTask, RateLimitedLog, TokenBucket, later
 from tests.proof import shows
 
 
@@ -55,6 +55,21 @@ class BeatTests(SynchronousTestCase):
         self.clock.pump([10.0] * 3)
         self.assertEqual((self.runs, len(self.flushLoggedErrors(ValueError))), (3, 3))
         beat.stop()
+
+    def test_alarm(self) -> None:
+        """A moment that is moved rings once, when it was set last; one that is taken back never does."""
+        rings: list[float] = []
+        alarm = Alarm(self.clock, lambda: rings.append(self.clock.seconds()), "ringing")
+        for at_s in (5.0, 2.0, 2.0):
+            alarm.set(at_s)
+        self.clock.pump([1.0] * 6)
+        self.assertEqual(rings, [2.0])
+        alarm.set(3.0)  # it is over
+        self.clock.advance(0)
+        self.assertEqual(rings, [2.0, 6.0])
+        alarm.set(9.0)
+        alarm.set(None)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     @shows("I8")
     def test_later(self) -> None:

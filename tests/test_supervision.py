@@ -294,7 +294,7 @@ class _World:
     def write_pending(self, pending: object) -> Any:
         return succeed(None)
 
-    def start(self, pending: object, hints: object) -> None:
+    def start(self, pending: object, hints: object, content=None) -> None:
         pass
 
     def stop(self, vpath: object, reason: object) -> None:

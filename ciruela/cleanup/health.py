@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 from ciruela.cleanup.rules import RetentionRule, Ruling, most_deletions
 from ciruela.interfaces import Identity, KeepList
 from ciruela.model.config import DirConfig
+from ciruela.model.values import dataclass
 
 QUIET_S = 600.0
 """Nothing is deleted for so long after a start, or after a time in which this process did not run (threats A54)."""

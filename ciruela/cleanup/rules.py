@@ -10,10 +10,10 @@ Rows that differ from the reference:
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from enum import Enum
 
 from ciruela.model.config import DirConfig
+from ciruela.model.values import dataclass
 from ciruela.model.versions import Version
 
 LEAST_CAP = 2

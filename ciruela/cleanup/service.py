@@ -10,7 +10,7 @@ Ports and values through which it sees the rest of the node and the world stand 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -39,6 +39,7 @@ from ciruela.interfaces import Identity, KeepList, KeepLists, NodeContext, Prote
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import CiruelaError, ConfigError, DiskError
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 from ciruela.model.versions import Tombstone
 from ciruela.model.vpath import VPath, leads_to
 from ciruela.runtime import PeriodicTask

@@ -6,15 +6,14 @@ The forecast of an upload, of the answers of all nodes of a cluster, is a pure d
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 
-from ciruela.client.contacts import OnlyAsks
+from ciruela.client.contacts import ClosableLink, OnlyAsks, RunContext
 from ciruela.client.crawl import MissingServer, ServerCrawl, answer_of
 from ciruela.client.entrance import AnswerWindow, Entrance, together
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.orders import UploadCheck
-from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.client.text import count, size
 from ciruela.client.tracker import (
     EXIT_CONFLICT,
@@ -35,6 +34,7 @@ from ciruela.interfaces import Address, InThread
 from ciruela.model.errors import CiruelaError, FormatError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.upload import AbortReason, RejectReason
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import (
     BaseDirData,

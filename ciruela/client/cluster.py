@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -16,17 +15,17 @@ from typing import Any, Generic, TypeVar
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.threads import deferToThreadPool
 
-from ciruela.client.contacts import each
+from ciruela.client.contacts import ClosableLink, RunContext, each
 from ciruela.client.context import over_reactor, real_names
 from ciruela.client.crawl import MissingServer, ServerCrawl, answer_of
 from ciruela.client.entrance import Entrance
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.schema import machine_of
 from ciruela.client.survey import PageReader, Reader, Survey, SurveyedNode
-from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.interfaces import DEFAULT_PORT, Address
 from ciruela.model.errors import CiruelaError, RemoteError
 from ciruela.model.ids import MachineId
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import PathStateData, Request, Response
 

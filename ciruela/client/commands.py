@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 
 from ciruela.client.clusters import ClusterUploads, SyncRun, exit_code, to_its_end
+from ciruela.client.contacts import RunContext
 from ciruela.client.context import AppContext, identities_of, make_display, real_world
 from ciruela.client.entrance import together
 from ciruela.client.identities import Identities
@@ -25,8 +25,7 @@ from ciruela.client.preflight import Late, Preflight
 from ciruela.client.progress import Display
 from ciruela.client.report import Reporting
 from ciruela.client.scanning import Scans, hash_caches, scan_directory
-from ciruela.client.source import SHARED_BYTES_S, ImageSource, SharedImage
-from ciruela.client.sync import RunContext
+from ciruela.client.source import SHARED_BYTES_S, ImageSource, SharedImage, small_content
 from ciruela.client.text import clean
 from ciruela.client.tracker import EXIT_DONE, EXIT_LOCAL, EXIT_NOTHING, EXIT_USAGE, CompletionRule
 from ciruela.disk.localtree import LocalTree
@@ -35,6 +34,7 @@ from ciruela.index.digest import HashKind
 from ciruela.interfaces import InThread
 from ciruela.model.errors import CiruelaError
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 from ciruela.runtime import TokenBucket
 
 
@@ -57,15 +57,16 @@ async def open_source(
     offers = []
     trees: list[LocalTree] = []
     for name, found in scans:
-        tree: LocalTree = await in_thread(_open_tree, name, found)
+        offer, tree = await in_thread(_open_tree, name, found)
         trees.append(tree)
-        offers.append(SharedImage(found.index, found.data, tree, name))
+        offers.append(offer)
     return ImageSource(offers, in_thread, changed, pace), trees
 
 
-def _open_tree(name: str, found: Scan) -> LocalTree:
-    """In a thread, because it also reads the index."""
-    return LocalTree(name, found.index)
+def _open_tree(name: str, found: Scan) -> tuple[SharedImage, LocalTree]:
+    """In a thread, because it also reads the index, and a small image."""
+    tree = LocalTree(name, found.index, found.seen)
+    return SharedImage(found.index, found.data, tree, name, small_content(found.index, found.data, tree)), tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +129,8 @@ class Sending:
         LocalProblem for a directory that is empty by mistake. A cluster of which nobody answers now is tried again while the
         others get theirs; in a ``dry`` run it is not.
         """
-        self._display.show(lambda: "Asking who is there")
         try:
-            await together([one.entrance.reach(once=True) for one in self.preflights])
+            await self._reach()
         finally:
             self._display.hide()
         for one in self.preflights:
@@ -142,6 +142,33 @@ class Sending:
         finally:
             self._display.hide()
         self._report(self.preflights)
+
+    async def _reach(self) -> None:
+        """Reach the clusters, and index meanwhile with the hash that ours know; not any more once only others are found to be there."""
+        ahead = Deferred.fromCoroutine(self._ahead())
+        wasted = False
+
+        async def reach() -> None:
+            nonlocal wasted
+            await together([one.entrance.reach(once=True) for one in self.preflights])
+            wasted = self._kind is None and all(one.reached and one.kind is not OURS for one in self.preflights)
+            if wasted:
+                ahead.cancel()
+
+        async def index() -> None:
+            try:
+                await ahead
+            except CancelledError:
+                if not wasted:
+                    raise
+            self._display.show(lambda: "Asking who is there")
+
+        await together([index(), reach()])
+
+    async def _ahead(self) -> None:
+        for one in self.preflights:
+            for wish in one.wishes:
+                await self.scans.of(wish.source, self._kind or OURS)
 
     async def _index(self, one: Preflight) -> None:
         for wish in one.wishes:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import ipaddress
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, FirstError, fail, gatherResults, maybeDeferred
 from twisted.internet.defer import TimeoutError as AnswerTimeout
@@ -23,9 +23,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.client.servers import address_of
-from ciruela.interfaces import Address, Connection, RequestHandler
+from ciruela.interfaces import Address, BlockGiving, Connection, RequestHandler
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
-from ciruela.proto.messages import GetPathState, Notification, PathStateData, Request, Response
+from ciruela.model.values import dataclass
+from ciruela.proto.messages import GetBlocks, GetPathState, Notification, PathStateData, Request, Response
 from ciruela.runtime import Backoff
 
 PROBE_S = 5.0
@@ -47,10 +48,39 @@ MOST_PROBED = 2000
 """Addresses that one run probes (threats A29)."""
 
 
+Resolve = Callable[[str], Deferred[list[Address]]]
+"""All addresses of a host, ``host:port`` or ``[IPv6]:port``."""
+
+
+class ClosableLink(Connection, Protocol):
+    """A link of ours, which we may end."""
+
+    def close(self, reason: str = "closed by us") -> None:
+        """Close the connection."""
+
+
+Connect = Callable[[Address, RequestHandler], Deferred[Any]]
+"""Connects to an address; fires with a :class:`ClosableLink`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """Context of a run: its ports."""
+
+    clock: IReactorTime
+    rng: random.Random
+    connect: Connect
+    resolve: Resolve
+
+
 class OnlyAsks:
     """Request handler of a connection on which only questions are asked."""
 
     def requested(self, link: Connection, request: Request) -> Deferred[Response]:  # noqa: ARG002
+        """Refuse: nothing is served."""
+        return fail(RemoteError("this client only asks"))
+
+    def giving(self, link: Connection, request: GetBlocks) -> Deferred[BlockGiving]:  # noqa: ARG002
         """Refuse: nothing is served."""
         return fail(RemoteError("this client only asks"))
 
@@ -151,9 +181,6 @@ class ServerProbes:
         if not self._stopped:
             self._changed()
 
-
-Resolve = Callable[[str], Deferred[list[Address]]]
-"""All addresses of a host, ``host:port`` or ``[IPv6]:port``."""
 
 MAX_CANDIDATES = 1000
 """Names from ``hosts`` that one cluster may bring up (threats A29)."""

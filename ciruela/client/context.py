@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import IO, Any
 
-from ciruela.client.contacts import Resolve
-from ciruela.client.identities import Identities, exposed, load_identities, read_key_file, terminal
+from twisted.internet.defer import Deferred
+
+from ciruela.client.contacts import Resolve, RunContext
+from ciruela.client.identities import AskPassphrase, Identities, exposed, load_identities, read_key_file, terminal
 from ciruela.client.options.common import Common
 from ciruela.client.options.signing import Keys
 from ciruela.client.progress import Block, Display, wants_live
 from ciruela.client.report import Report
-from ciruela.client.sync import RunContext
 from ciruela.interfaces import InThread, NowMs
 from ciruela.model.errors import BadKey
-from ciruela.net.agent import agent_keys
+from ciruela.model.values import dataclass
+from ciruela.net.agent import AgentKeys
 from ciruela.net.outgoing import CLIENT_HOST, connect
 from ciruela.net.resolve import resolver
 
@@ -27,7 +28,7 @@ class AppContext:
     """Context of a command: everything from the process that is not in its options.
 
     ``in_thread`` reads and hashes, ``look_up_in_thread`` waits for names; they are two pools, so that neither holds up the other.
-    ``report`` writes what programs read, where they asked for it.
+    ``report`` writes what programs read, where they asked for it. ``terminal`` gives what asks for a passphrase.
     """
 
     reactor: Any
@@ -39,6 +40,7 @@ class AppContext:
     in_thread: InThread
     look_up_in_thread: InThread
     report: Report | None = None
+    terminal: Callable[[], AskPassphrase | None] = terminal
 
 
 def make_display(common: Common, around: AppContext, lines_every_s: float | None) -> Display:
@@ -62,6 +64,13 @@ def _live_block(around: AppContext) -> Block:
     return TerminalBlock(around.stderr, around.environ)
 
 
+def agent_keys(reactor: Any, socket_path: str, timeout_s: float) -> Deferred[AgentKeys]:
+    """As ``net.agentclient.agent_keys``, which is loaded where there is an agent."""
+    from ciruela.net import agentclient
+
+    return agentclient.agent_keys(reactor, socket_path, timeout_s)
+
+
 async def identities_of(keys: Keys, around: AppContext, display: Display) -> Identities:
     """The keys that sign, told to the user. Raises BadKey, also when there is none: servers refuse what nobody signed."""
     found = await load_identities(
@@ -70,7 +79,7 @@ async def identities_of(keys: Keys, around: AppContext, display: Display) -> Ide
         environ=around.environ,
         home=around.environ.get("HOME"),
         read_file=read_key_file,
-        ask_passphrase=terminal(),
+        ask_passphrase=around.terminal(),
         agent=partial(agent_keys, around.reactor),
         in_thread=around.in_thread,
         exposed=exposed,

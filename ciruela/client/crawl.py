@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.task import deferLater
 
-from ciruela.client.contacts import AT_ONCE, MAX_CANDIDATES, ClusterAddresses, OnlyAsks, each, nameable
+from ciruela.client.contacts import AT_ONCE, MAX_CANDIDATES, ClosableLink, ClusterAddresses, OnlyAsks, RunContext, each, nameable
 from ciruela.client.entrance import Entrance, together
 from ciruela.client.servers import MetServer, ServerRow, Servers, ServersTold, address_of
-from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.client.uploadrun import ANSWER_TIMEOUT_S
 from ciruela.interfaces import Address
 from ciruela.model.errors import Busy, CiruelaError, NoImages, RemoteError
 from ciruela.model.ids import MachineId
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetPathState, PathStateData, Request, Response
 from ciruela.proto.table import deadly, no_images_at

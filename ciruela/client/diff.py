@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from stat import S_ISDIR
@@ -25,6 +24,7 @@ from ciruela.index.digest import HashKind
 from ciruela.index.tree import Directory, File, Index, Symlink
 from ciruela.model.errors import CiruelaError
 from ciruela.model.ids import HASH_BYTES
+from ciruela.model.values import dataclass
 
 SAME, DIFFERENT, TROUBLE = 0, 1, 2
 """Exit codes, as those of diff(1)."""

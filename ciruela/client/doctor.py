@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 from ciruela.client.contacts import each
@@ -23,6 +22,7 @@ from ciruela.client.text import count, size
 from ciruela.client.tracker import EXIT_DONE, EXIT_LOCAL
 from ciruela.client.trust import my_keys
 from ciruela.model.errors import CiruelaError
+from ciruela.model.values import dataclass
 
 SILENT_S = 90.0
 PAIR_S = 5.0

@@ -6,10 +6,10 @@ An image is read, its index gets another file, and the new image takes the place
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from ciruela.client import editor
 from ciruela.client.clusters import ClusterUploads, SyncRun, exit_code, to_its_end
+from ciruela.client.contacts import RunContext
 from ciruela.client.context import AppContext, identities_of, make_display, real_world
 from ciruela.client.editor import LocalFile
 from ciruela.client.entrance import together
@@ -24,7 +24,6 @@ from ciruela.client.pathview import claimed_signers
 from ciruela.client.preflight import Preflight
 from ciruela.client.progress import Display
 from ciruela.client.survey import real_survey
-from ciruela.client.sync import RunContext
 from ciruela.client.text import size, stamp
 from ciruela.client.tracker import EXIT_CONFLICT, meaning_of, refusal_code
 from ciruela.client.trust import Proof, ShownImage, TrustedKeys, insist_on_proof, shown, trust_of
@@ -35,6 +34,7 @@ from ciruela.keys.signed import signed_check_bytes
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import RejectReason
+from ciruela.model.values import dataclass
 from ciruela.proto.messages import CheckUpload
 
 _NEVER = frozenset(

@@ -6,19 +6,19 @@ Silence decides nothing here. Who answers late is not waited for, and who does n
 from __future__ import annotations
 
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, FirstError, gatherResults, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 
-from ciruela.client.contacts import ClusterAddresses, OnlyAsks
+from ciruela.client.contacts import ClosableLink, ClusterAddresses, OnlyAsks, RunContext
 from ciruela.client.options.sync import CONNECTIONS
-from ciruela.client.sync import ClosableLink, RunContext
-from ciruela.interfaces import Address, Connection, RequestHandler
+from ciruela.interfaces import Address, BlockGiving, Connection, RequestHandler
 from ciruela.model.errors import CiruelaError, LinkLost
-from ciruela.proto.messages import Notification, Request, Response
+from ciruela.model.values import dataclass
+from ciruela.proto.messages import GetBlocks, Notification, Request, Response
 
 PATIENCE_S = 2.0
 """Time for which the others are waited for once one has answered."""
@@ -97,6 +97,10 @@ class EntryConnection:
     def requested(self, link: Connection, request: Request) -> Deferred[Response]:
         """Ask the guest."""
         return self.guest.requested(link, request)
+
+    def giving(self, link: Connection, request: GetBlocks) -> Deferred[BlockGiving]:
+        """Ask the guest."""
+        return self.guest.giving(link, request)
 
     def notified(self, link: Connection, notification: Notification) -> bool | None:
         """Tell the guest."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -17,6 +16,7 @@ from ciruela.client.survey import NoPage, Survey, SurveyedNode, real_survey
 from ciruela.client.text import clean
 from ciruela.client.tracker import EXIT_DONE, EXIT_NETWORK, EXIT_REJECTED
 from ciruela.model.errors import CiruelaError, RemoteError
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 
 PAGE_S = 60.0

@@ -11,28 +11,27 @@ cannot have so they ask of the client, and it asks the cluster: the blocks are v
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from ciruela.client.contacts import ClusterAddresses
+from ciruela.client.contacts import ClosableLink, ClusterAddresses, RunContext
 from ciruela.client.crawl import MOST_ANSWERS, ServerSearch, answer_of
 from ciruela.client.editor import LocalFile
 from ciruela.client.entrance import Entrance
 from ciruela.client.orders import Conflict
 from ciruela.client.source import Shares
-from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.client.trust import signed_state
 from ciruela.download import relaycache
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.parse import image_id_of, parse
 from ciruela.index.tree import BlockMap, File, Index
-from ciruela.interfaces import Address, InThread
+from ciruela.interfaces import Address, BlockGiving, InThread
 from ciruela.model.errors import CiruelaError, FormatError, LinkLost, NoAnswer, RemoteError
 from ciruela.model.ids import BlockHash, ImageId
+from ciruela.model.values import dataclass
 from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
 from ciruela.proto.compression import index, part
@@ -49,6 +48,7 @@ from ciruela.proto.messages import (
     GetBlocks,
     GetIndex,
     GetIndexAt,
+    ImageContent,
     IndexAtData,
     Request,
     Response,
@@ -325,7 +325,7 @@ class Reading:
         def checked() -> tuple[dict[int, bytes], bool]:
             good: dict[int, bytes] = {}
             wrong = False
-            for number, data in relaycache.read(answer, numbers, place.index.pieces, place.blocks.bytes_of).blocks:
+            for number, data in relaycache.read(answer, numbers, place.index.pieces, place.blocks.size_of).blocks:
                 if place.index.kind.hash(data) == place.blocks.hash_of(number):  # guard: A7, -> True
                     good[number] = bytes(data)
                 else:
@@ -387,9 +387,22 @@ class Relay:
         own = sum(1 << piece for piece in {new.pieces.piece_of(number) for number in self._own})
         return {new.image: Shares(new.pieces, new.total_bytes, own)}
 
+    def content(self, image: ImageId) -> ImageContent | None:  # noqa: ARG002  the protocol's
+        """Nothing: the nodes have most of it."""
+        return None
+
     def answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
         """As ``BlockProvider.answer``."""
         return Deferred.fromCoroutine(self._answer(request, published, sent))
+
+    @property
+    def wide(self) -> bool:
+        """As ``BlockProvider.wide``: most blocks come from other nodes first, and from the reactor then."""
+        return False
+
+    def giving(self, request: GetBlocks, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> BlockGiving:  # noqa: ARG002
+        """As ``BlockProvider.giving``."""
+        raise RemoteError("this client gives no blocks over bulk connections")
 
     async def _answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Response:
         image = self._new.index.image

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -28,6 +27,7 @@ from ciruela.download.sources import Totals
 from ciruela.index.tree import Index
 from ciruela.model.bitfield import BlockSet
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 from ciruela.proto.messages import BlockPart
 
 LOOK_S = 1.0

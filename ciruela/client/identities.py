@@ -11,7 +11,6 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
@@ -28,6 +27,7 @@ from ciruela.keys.public import (
     parse_public,
 )
 from ciruela.model.errors import BadKey
+from ciruela.model.values import dataclass
 from ciruela.net.agent import LIST_TIMEOUT_S, AgentFailed, AgentKey, AgentKeys
 
 DEFAULT_VARIABLE = "CIRUELA_KEY"

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Protocol
 
 from ciruela.client.tracker import EXIT_DONE, EXIT_HOOK, EXIT_NETWORK, MAX_MACHINES, RUNNING, UploadOutcome, UploadProgress, Verdict
 from ciruela.model.hooks import AFTER, HookKind, HookState
 from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.values import dataclass
 from ciruela.proto.messages import HookResult
 
 _KINDS = {kind.value: kind for kind in AFTER}

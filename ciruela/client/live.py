@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import IO
 
 from rich.console import Console, Group
@@ -17,6 +16,7 @@ from ciruela.client.listener import UploadRow
 from ciruela.client.progress import Clusters, Throughput, bar_part, live_parts, safe_line
 from ciruela.client.text import clean, folded
 from ciruela.client.tracker import UploadOutcome
+from ciruela.model.values import dataclass
 
 _STYLES = {
     UploadOutcome.DONE: "green",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ciruela.client.contacts import each
 from ciruela.client.context import AppContext, make_display
@@ -20,6 +20,7 @@ from ciruela.client.tracker import EXIT_DONE, EXIT_NETWORK, EXIT_REJECTED
 from ciruela.client.trust import Proof, fingerprint_of, my_trust, shown, signed_state
 from ciruela.model.errors import CiruelaError
 from ciruela.model.ids import parse_image_id
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir
 

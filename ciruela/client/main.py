@@ -21,7 +21,6 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-import shtab
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
@@ -32,6 +31,7 @@ from zope.interface import implementer
 from ciruela.client import commands
 from ciruela.client.context import AppContext
 from ciruela.client.errors import CommandError
+from ciruela.client.identities import AskPassphrase, terminal
 from ciruela.client.options.edit import EditOptions, PutFileOptions
 from ciruela.client.options.local import CompletionOptions, DemoOptions, IndexOptions, KeygenOptions, Shell, VerifyOptions
 from ciruela.client.options.reading import DiffOptions, DoctorOptions, ExplainOptions, GetOptions, LsOptions, StatusOptions
@@ -52,21 +52,23 @@ _FILES, _DIRECTORIES = ("FILE", "INDEX|IMAGE_ID"), ("DIR",)
 
 def script(shell: Shell) -> str:
     """The text that a shell of this kind reads, for both programs."""
+    import shtab  # here, because nothing else needs it
+
     parsers = (ciruela(), ciruela_sync())
     for parser in parsers:
-        _name_files(parser)
+        _name_files(parser, shtab.FILE, shtab.DIRECTORY)
     return "\n".join(shtab.complete(parser, shell=shell.value) for parser in parsers)
 
 
-def _name_files(parser: argparse.ArgumentParser) -> None:
+def _name_files(parser: argparse.ArgumentParser, files: object, directories: object) -> None:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():
-                _name_files(command)
+                _name_files(command, files, directories)
         elif action.metavar in _FILES:
-            action.complete = shtab.FILE  # type: ignore[attr-defined]
+            action.complete = files  # type: ignore[attr-defined]
         elif action.metavar in _DIRECTORIES:
-            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+            action.complete = directories  # type: ignore[attr-defined]
 
 
 async def completion(options: CompletionOptions, around: AppContext) -> int:
@@ -75,6 +77,8 @@ async def completion(options: CompletionOptions, around: AppContext) -> int:
     around.stdout.flush()
     return 0
 
+
+Terminal = Callable[[], AskPassphrase | None] | None
 
 LOOK_UP_THREADS = 4
 """Names that are resolved at the same time."""
@@ -278,7 +282,7 @@ def _terminal_settings() -> list[Any] | None:
         return None
 
 
-def _run(options: Options, standard: Standard | None) -> int:
+def _run(options: Options, standard: Standard | None, its: Terminal) -> int:
     from twisted.internet import reactor  # noqa: TID251  loaded late: parsing the command line needs no reactor
 
     verbose = options.common.verbosity > 1
@@ -295,6 +299,7 @@ def _run(options: Options, standard: Standard | None) -> int:
         in_thread=_pool(reactor, options.common.disk_threads, "disk"),
         look_up_in_thread=_pool(reactor, LOOK_UP_THREADS, "names"),
         report=report,
+        terminal=its or terminal,
     )
     life = _Life(reactor, _command(options, around), verbose, 2 if isinstance(options, DemoOptions) else 0, report)
     if standard is not None:
@@ -308,14 +313,15 @@ def _run(options: Options, standard: Standard | None) -> int:
             termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, settings)
 
 
-def main(argv: Sequence[str] | None = None, standard: Standard | None = None) -> int:
+def main(argv: Sequence[str] | None = None, standard: Standard | None = None, terminal: Terminal = None) -> int:
     """``ciruela``: gives the exit code; raises SystemExit for mistakes in the command line.
 
-    A stdout that cannot be written any more ends the command, where ``standard`` tells of it.
+    A stdout that cannot be written any more ends the command, where ``standard`` tells of it. ``terminal`` is that of the command, where
+    it is not that of this process.
     """
-    return _run(parse(sys.argv[1:] if argv is None else argv, os.environ), standard)
+    return _run(parse(sys.argv[1:] if argv is None else argv, os.environ), standard, terminal)
 
 
-def main_sync(argv: Sequence[str] | None = None, standard: Standard | None = None) -> int:
+def main_sync(argv: Sequence[str] | None = None, standard: Standard | None = None, terminal: Terminal = None) -> int:
     """``ciruela-sync``: as ``ciruela sync``."""
-    return _run(parse_sync(sys.argv[1:] if argv is None else argv, os.environ), standard)
+    return _run(parse_sync(sys.argv[1:] if argv is None else argv, os.environ), standard, terminal)

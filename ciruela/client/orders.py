@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from twisted.internet.defer import DeferredLock
 
@@ -21,6 +21,7 @@ from ciruela.index.digest import HashKind
 from ciruela.keys.signed import signed_bytes, signed_check_bytes
 from ciruela.model.errors import CiruelaError
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 from ciruela.proto.messages import AppendDir, CheckUpload, ReplaceDir
 
 OURS = HashKind.BLAKE3

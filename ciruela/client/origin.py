@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -26,6 +25,7 @@ from ciruela.interfaces import Address, InThread
 from ciruela.model.bitfield import FULL
 from ciruela.model.errors import CiruelaError, RemoteError
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 from ciruela.net.outgoing import CLIENT_HOST, Pool
 from ciruela.proto.messages import BaseDirData, GetBaseDir, GetIndex, GetIndexAt, IndexAtData, Request, Response
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import TypeVar
 
-from ciruela.client.contacts import ClusterAddresses, OnlyAsks
+from ciruela.client.contacts import ClosableLink, ClusterAddresses, OnlyAsks, RunContext
 from ciruela.client.crawl import MOST_ANSWERS, ServerSearch, answer_of, spare
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.survey import Survey
-from ciruela.client.sync import ClosableLink, RunContext
 from ciruela.interfaces import Address
 from ciruela.model.errors import CiruelaError, LinkLost, NoImages, RemoteError
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 from ciruela.model.versions import State, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import (

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from twisted.internet.defer import Deferred, FirstError, gatherResults
 
 from ciruela.client.check import MOST_NAMED, CheckReply, Forecast, Fresh, PreflightSurvey, Says, difference, forecast, refusal_of
 from ciruela.client.clusters import ClusterUploads, Met, Settled
+from ciruela.client.contacts import RunContext
 from ciruela.client.context import AppContext
 from ciruela.client.entrance import Entrance, together
 from ciruela.client.listener import Listener, NodeNews, UploadRow
@@ -26,7 +27,7 @@ from ciruela.client.progress import FINAL_NAMES, Display
 from ciruela.client.report import Report, code_of
 from ciruela.client.scanning import Scans
 from ciruela.client.source import BlockProvider
-from ciruela.client.sync import ClusterRun, EntryPoints, RunContext
+from ciruela.client.sync import ClusterRun, EntryPoints
 from ciruela.client.text import clean, count, interval, size
 from ciruela.client.tracker import (
     EXIT_NETWORK,
@@ -44,6 +45,7 @@ from ciruela.disk.scan import Scan
 from ciruela.index.digest import HashKind
 from ciruela.index.tree import Index
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 from ciruela.uploads.decision import FUTURE_LIMIT_MS
 
 CLOCK_MARGIN_MS = 10_000

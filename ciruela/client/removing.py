@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ciruela.client.clusters import SyncRun, exit_code, to_its_end
+from ciruela.client.contacts import RunContext
 from ciruela.client.context import AppContext, identities_of, make_display, real_world
 from ciruela.client.errors import CommandError
 from ciruela.client.identities import terminal_line
@@ -14,7 +15,7 @@ from ciruela.client.progress import Display
 from ciruela.client.report import Reporting
 from ciruela.client.source import ImageSource
 from ciruela.client.survey import Survey, real_survey
-from ciruela.client.sync import ClusterRun, EntryPoints, RunContext
+from ciruela.client.sync import ClusterRun, EntryPoints
 from ciruela.client.text import stamp
 from ciruela.client.tracker import EXIT_DONE, EXIT_LOCAL, EXIT_NETWORK, EXIT_REJECTED, CompletionRule
 from ciruela.client.trust import Proof, ShownImage, insist_on_proof, my_trust, shown, signed_state, signing_time_ms

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+
+from ciruela.model.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

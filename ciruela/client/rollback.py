@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ciruela.client.contacts import RunContext
 from ciruela.client.context import AppContext, identities_of, make_display, real_world
 from ciruela.client.errors import CommandError
 from ciruela.client.options.removing import PathTarget, RollbackOptions
@@ -11,7 +12,6 @@ from ciruela.client.pathview import PathView, claimed_signers
 from ciruela.client.progress import Display
 from ciruela.client.removing import agreed, described, run_one, seen
 from ciruela.client.survey import Survey, real_survey
-from ciruela.client.sync import RunContext
 from ciruela.client.text import stamp
 from ciruela.client.tracker import EXIT_DONE, EXIT_LOCAL, EXIT_NETWORK, EXIT_REJECTED
 from ciruela.client.trust import (

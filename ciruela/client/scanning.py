@@ -6,7 +6,7 @@ The patterns of what is left out of a directory: ``.ciruelaignore`` in it, files
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from twisted.internet.defer import Deferred, DeferredLock
 
@@ -22,6 +22,7 @@ from ciruela.disk.scan import Scan, ScanProgress, scan
 from ciruela.index.digest import HashKind
 from ciruela.interfaces import InThread
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 
 IGNORE_FILE = ".ciruelaignore"
 

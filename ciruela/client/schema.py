@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +14,7 @@ from ciruela.client.servers import address_of
 from ciruela.interfaces import Address
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import MachineId, Server, SharedId
+from ciruela.model.values import dataclass
 
 MOST_ITEMS = 20_000
 """Entries of one list that are looked at."""

@@ -8,11 +8,12 @@ counts until its own answer is that it does not take the directory, however long
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from ciruela.client.text import interval
 from ciruela.interfaces import Address
 from ciruela.model.ids import MachineId, Server, SharedId
+from ciruela.model.values import dataclass
 
 SILENT_MS = 30_000
 PAIR_MS = 3_500

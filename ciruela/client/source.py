@@ -13,22 +13,21 @@ The nodes give each other the rest, so the client sends little more than one cop
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from functools import partial
+from typing import Protocol
 
 from twisted.internet.defer import Deferred, fail
 
-from ciruela.download.serving import BlockServer, TreeReader
+from ciruela.download.serving import BlockServer
 from ciruela.index.tree import Index
-from ciruela.interfaces import InThread
+from ciruela.interfaces import BlockGiving, InThread
 from ciruela.model.bitfield import Pieces
 from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import Block, ImageId
+from ciruela.model.values import dataclass
 from ciruela.proto.compression import index
-from ciruela.proto.messages import BlockData, GetBlock, GetBlocks, GetIndex, Request, Response
+from ciruela.proto.messages import MOST_BROUGHT_BYTES, BlockData, BlocksData, GetBlock, GetBlocks, GetIndex, ImageContent, Request, Response
 from ciruela.runtime import TokenBucket
-
-T = TypeVar("T")
 
 BytesOf = Callable[[Sequence[int]], int]
 
@@ -45,6 +44,7 @@ class Shares:
 
     def __init__(self, pieces: Pieces, total_bytes: int, own: int | None = None, bytes_of: BytesOf | None = None) -> None:
         self.pieces = pieces
+        self.total_bytes = total_bytes
         self._bytes_of = bytes_of
         self._seen = bytearray(pieces.block_count if bytes_of is not None else 0)
         self._given_bytes = 0
@@ -129,12 +129,21 @@ class ScannedTree(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SharedImage:
-    """One image that this client can give. ``source`` is the directory as the user named it."""
+    """One image that this client can give. ``source`` is the directory as the user named it, ``content`` a small image itself."""
 
     index: Index
     data: bytes
     tree: ScannedTree
     source: str
+    content: ImageContent | None = None
+
+
+def small_content(index: Index, data: bytes, tree: ScannedTree) -> ImageContent | None:
+    """Reads an image that is small enough to come with an order; None for a larger one, or one that has changed. Blocking."""
+    if len(data) + index.total_bytes > MOST_BROUGHT_BYTES:
+        return None
+    blocks = [block for block in tree.blocks(range(index.block_count)) if block is not None]
+    return ImageContent(data, b"".join(blocks)) if len(blocks) == index.block_count else None
 
 
 class BlockProvider(Protocol):
@@ -143,8 +152,18 @@ class BlockProvider(Protocol):
     def shares(self) -> dict[ImageId, Shares]:
         """For each image who takes which part of it, on one cluster."""
 
+    def content(self, image: ImageId) -> ImageContent | None:
+        """A small image itself, to come with the order."""
+
     def answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
         """Answer a node to which ``published`` were published; ``sent`` is told how many bytes of which image that takes."""
+
+    @property
+    def wide(self) -> bool:
+        """Tells whether blocks may be given over bulk connections."""
+
+    def giving(self, request: GetBlocks, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> BlockGiving:
+        """As :meth:`answer`, for blocks over a bulk connection. Raises RemoteError."""
 
 
 class ImageSource:
@@ -163,18 +182,17 @@ class ImageSource:
         self._latest: ImageId | None = None
         for offer in offers:
             if offer.index.image not in self._shared:
-                self._shared[offer.index.image] = offer, BlockServer(offer.index, self._reader(offer.tree), in_thread)
-
-    def _reader(self, tree: ScannedTree) -> TreeReader:
-        def read(numbers: Sequence[int], make: Callable[[list[Block | None]], T]) -> Deferred[T]:
-            return self._in_thread(lambda: make(tree.blocks(numbers)))
-
-        return read
+                self._shared[offer.index.image] = offer, BlockServer(offer.index, offer.tree.blocks, in_thread)
 
     def shares(self) -> dict[ImageId, Shares]:
         """For each image who takes which part of it, on one cluster."""
         indexes = [offer.index for offer, _ in self._shared.values()]
         return {index.image: Shares(index.pieces, index.total_bytes, bytes_of=index.blocks.bytes_of) for index in indexes}
+
+    def content(self, image: ImageId) -> ImageContent | None:
+        """A small image itself, to come with the order; None where a rate is kept to."""
+        shared = self._shared.get(image)
+        return None if shared is None or self._pace is not None else shared[0].content
 
     def answer(self, request: Request, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> Deferred[Response]:
         """Answer a node to which the images ``published`` were offered; ``sent`` is told which image how many bytes went out for.
@@ -207,12 +225,27 @@ class ImageSource:
                 return image, len(data), BlockData(data)
             case GetBlocks(image=image, numbers=numbers) if numbers:
                 offer, server = self._published(image, published)
-                blocks = await server.many(request)
-                if blocks.lacks:
-                    self._tell_changed(offer)
-                return image, sum([len(one.data) for one in blocks.parts]), blocks
+                blocks = await self._in_thread(server.many(request, partial(self._given, offer)).make)
+                return image, self._given(offer, blocks), blocks
             case _:
                 raise RemoteError(f"a client does not answer {type(request).__name__}")
+
+    def _given(self, offer: SharedImage, blocks: BlocksData) -> int:
+        if blocks.lacks:
+            self._tell_changed(offer)
+        return sum([len(one.data) for one in blocks.parts])
+
+    def giving(self, request: GetBlocks, published: Collection[ImageId], sent: Callable[[ImageId, int], None]) -> BlockGiving:
+        """As :meth:`answer`, for blocks over a bulk connection. Raises RemoteError."""
+        if not self.wide:
+            raise RemoteError("this client sends at a limited rate")
+        offer, server = self._published(request.image, published)
+        return server.many(request, lambda blocks: sent(request.image, self._given(offer, blocks)))
+
+    @property
+    def wide(self) -> bool:
+        """As :meth:`BlockProvider.wide`."""
+        return self._pace is None
 
     def _published(self, image: ImageId, published: Collection[ImageId]) -> tuple[SharedImage, BlockServer]:
         shared = self._shared.get(image) if image in published else None  # guard: A29 F54 I13, -> self._shared.get(image)

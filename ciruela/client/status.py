@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 from twisted.internet.defer import Deferred
@@ -22,6 +21,7 @@ from ciruela.client.text import interval, stamp
 from ciruela.client.tracker import EXIT_DONE, EXIT_HOOK, EXIT_NETWORK, EXIT_REJECTED
 from ciruela.model.errors import CiruelaError, FormatError
 from ciruela.model.hooks import HookState
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 
 LOOK_S = 1.0

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -40,6 +39,7 @@ from ciruela.client.tracker import EXIT_NETWORK
 from ciruela.interfaces import Address, InThread, NowMs
 from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import SharedId
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 
 MOST_BYTES = 16 * 1024 * 1024

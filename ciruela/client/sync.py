@@ -5,20 +5,16 @@ Everything that would make a run unrepeatable is handed in as :class:`RunContext
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
 
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.defer import TimeoutError as AnswerTimeout
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.client.contacts import Contacts, Resolve, ServerProbes
+from ciruela.client.contacts import ClosableLink, Contacts, RunContext, ServerProbes
 from ciruela.client.listener import Listener, NodeNews, UploadRow
+from ciruela.client.offers import PieceOffers
 from ciruela.client.options.sync import CONNECTIONS
 from ciruela.client.servers import ServerRow as ServerRow
 from ciruela.client.servers import shared_text
@@ -26,7 +22,6 @@ from ciruela.client.source import BlockProvider
 from ciruela.client.text import count
 from ciruela.client.tracker import (
     EXIT_CONFLICT,
-    MOST_NAMED,
     RUNNING,
     CompletionRule,
     ConnectionReach,
@@ -35,12 +30,14 @@ from ciruela.client.tracker import (
     meaning_of,
 )
 from ciruela.client.uploadrun import ANSWER_TIMEOUT_S, NodeRequest, RunEnd, Upload, UploadRun
-from ciruela.interfaces import Address, Connection, RequestHandler
+from ciruela.interfaces import Address, BlockGiving, Connection
 from ciruela.model.errors import Busy, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.upload import RejectReason
+from ciruela.model.values import dataclass
 from ciruela.proto.messages import (
     AbortedImage,
+    BlocksData,
     ExchangePieces,
     GetBlock,
     GetBlocks,
@@ -48,6 +45,7 @@ from ciruela.proto.messages import (
     GetPathState,
     GetShare,
     HookResult,
+    ImageContent,
     Notification,
     PathStateData,
     PublishImage,
@@ -60,8 +58,7 @@ from ciruela.proto.messages import (
     WithdrawUpload,
 )
 from ciruela.proto.table import deadly, no_images_at
-from ciruela.runtime import PeriodicTask, RepeatLimiter
-from ciruela.swarm.exchange import LOOK_S, PieceExchange
+from ciruela.runtime import Alarm, PeriodicTask, RepeatLimiter
 
 SERVERS_S = 3.0
 """Interval at which each connected node is asked for the servers that it knows: what it learns later counts, too."""
@@ -73,7 +70,7 @@ MOST_TROUBLES = 3
 """Reasons that are named when no node was ever reached."""
 
 BEAT_S = 1.0
-"""Interval at which everything is judged anew when nothing happens."""
+"""Interval at which nodes are asked and tried again. No verdict waits for it: see :meth:`ClusterRun._look_again`."""
 
 SAME_INDEX = 3
 SAME_INDEX_S = 10.0
@@ -84,29 +81,7 @@ CONNECT_PATIENCE_S = 1.0
 """Time for which a connection that is being made holds up the verdict "done": a node that was not heard of may be behind it."""
 
 
-_Place = tuple[ImageId, str]
 """An image, and the path where it is to be."""
-
-
-class ClosableLink(Connection, Protocol):
-    """A link of ours, which we may end."""
-
-    def close(self, reason: str = "closed by us") -> None:
-        """Close the connection."""
-
-
-Connect = Callable[[Address, RequestHandler], Deferred[Any]]
-"""Connects to an address; fires with a :class:`ClosableLink`."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunContext:
-    """Context of a run: its ports."""
-
-    clock: IReactorTime
-    rng: random.Random
-    connect: Connect
-    resolve: Resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +134,13 @@ class ClusterRun:
         self._by_link: dict[int, _OpenConnection] = {}
         self._repeats = RepeatLimiter(world.clock, SAME_INDEX_S)
         self._shares = source.shares()
-        self._exchanges: dict[_Place, PieceExchange[_OpenConnection]] = {}
-        self._looks = PeriodicTask(world.clock, world.rng, LOOK_S, self._look, f"offering to {entry.label}")
+        self._offers = PieceOffers(world.clock, world.rng, self._shares, entry.label, wide=source.wide)
         self._connecting: dict[Address, tuple[float, Deferred[ClosableLink]]] = {}
         self._answers: set[Deferred[Response]] = set()
         self._beat = PeriodicTask(world.clock, world.rng, BEAT_S, self._look_around, f"judging the uploads to {entry.label}")
         self._told: set[str] = set()
         self._began_s = world.clock.seconds()
+        self._alarm = Alarm(world.clock, self._step, f"judging the uploads to {entry.label}")
         self._stepping = self._again = self._over = False
         self._finished: Deferred[None] = Deferred(lambda _: self.stop())
 
@@ -175,7 +150,7 @@ class ClusterRun:
         """Begin. Fires when every upload has a verdict; cancel to give up."""
         self._began_s = self._world.clock.seconds()
         self._beat.start()
-        self._looks.start()
+        self._offers.start()
         self._step()
         return self._finished
 
@@ -185,7 +160,8 @@ class ClusterRun:
             return
         self._over = True
         self._beat.stop()
-        self._looks.stop()
+        self._offers.stop()
+        self._alarm.set(None)
         self._contacts.stop()
         self._probes.stop()
         for _, waiting in list(self._connecting.values()):
@@ -236,10 +212,14 @@ class ClusterRun:
             self._told.add(text)
             self._listener.problem(self.label, text)
 
+    def _tell_all(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self.problem(text)
+
     # -- deciding -----------------------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
-        """Ask, connect, judge: after each event and each beat. Events that come in meanwhile are dealt with in one more round.
+        """Ask, connect, judge: after each event, each beat and each alarm. Events that come in meanwhile are dealt with in one more round.
 
         New connections are begun before the verdict, because one that was just begun may bring a node that counts.
         """
@@ -266,7 +246,7 @@ class ClusterRun:
                 verdict = run.hooks.verdict(verdict, now_s - self._began_s, self._rule.deadline_s)
             if verdict.outcome is not UploadOutcome.RUNNING:
                 run.end = RunEnd(verdict, run.book.standing(), now_s)
-                self._tell_refusals(run)
+                self._tell_all(run.untold_refusals())
             elif not run.hindered and reach.unreached and (why := run.book.hindrance(self._rule, reach)):
                 run.hindered = True
                 self.problem(f"{run.book.path} {why}")
@@ -274,6 +254,15 @@ class ClusterRun:
             self.stop()
             if not self._finished.called:
                 self._finished.callback(None)
+        else:
+            self._look_again(now_s)
+
+    def _look_again(self, now_s: float) -> None:
+        """Set the alarm for the next moment at which time alone may change a verdict."""
+        limits_s = (self._rule.connect_timeout_s, self._rule.early_timeout_s, self._rule.deadline_s)
+        moments_s = [self._began_s + limit_s for limit_s in limits_s]
+        moments_s += [since_s + CONNECT_PATIENCE_S for since_s, _ in self._connecting.values()]
+        self._alarm.set(min((moment_s for moment_s in moments_s if moment_s > now_s), default=None))
 
     def _reach(self, run: UploadRun, now_s: float) -> ConnectionReach:
         young = any(now_s < since_s + CONNECT_PATIENCE_S for since_s, _ in self._connecting.values())
@@ -367,9 +356,7 @@ class ClusterRun:
         del self._peers[peer.address]
         for shares in self._shares.values():
             shares.left(peer)
-        for place, exchange in self._exchanges.items():
-            exchange.leave(peer, self._world.clock.seconds())
-            self._offer(place)
+        self._offers.lost(peer.link)
         for run in self._runs:
             if (request := run.requests.pop(peer.address, None)) is not None:
                 request.events.let_go()
@@ -391,9 +378,15 @@ class ClusterRun:
         if self._shares:
             self._peers[address].published[run.book.image] = None
             link.tell(PublishImage(run.book.image))
-        request.events.ask(run.upload.request, self._answered, self._unanswered)
+        message = run.upload.message(self._brought(request))
+        request.events.ask(message, self._answered, self._unanswered)
         if link.bulk:
             self._ask_servers(request)
+
+    def _brought(self, request: NodeRequest) -> ImageContent | None:
+        """A small image itself, for a node that knows what to do with it."""
+        image = request.run.book.image
+        return self._source.content(image) if request.link.exchanges else None  # guard: K6.2, -> self._source.content(image)
 
     def _answered(self, response: Response, request: NodeRequest) -> None:
         run, address = request.run, request.address
@@ -404,6 +397,10 @@ class ClusterRun:
         self._contacts.succeeded(address)
         run.pause.succeeded(address)
         run.book.answered(address, response)
+        content = self._brought(request)
+        if content is not None and response.accepted and not run.book.has(address):
+            self._shares[run.book.image].gave(range(self._shares[run.book.image].pieces.block_count))
+            self._sent(run.book.image, len(content.index) + len(content.blocks))
         self._contacts.heard(response.hosts.values())
         if response.machine is not None:
             self.met(self, response.machine, response.hostname)
@@ -459,15 +456,6 @@ class ClusterRun:
             self.problem(f"{self._where(request.address)} {request.run.book.path} does not give it up again: {text}")
             self._step()
 
-    def _tell_refusals(self, run: UploadRun) -> None:
-        """Show what nodes refused since this was shown last: a reason once, and who gave it."""
-        for reason, hosts in run.refusals.items():
-            who = hosts[0] if len(hosts) == 1 else f"{count(len(hosts), 'node')} ({', '.join(hosts[:MOST_NAMED])}"
-            if len(hosts) > 1:
-                who += f" and {len(hosts) - MOST_NAMED} more)" if len(hosts) > MOST_NAMED else ")"
-            self.problem(f"{who} {run.book.path} {reason}")
-        run.refusals.clear()
-
     # -- who else is there --------------------------------------------------------------------------------------------------------
 
     def _paths(self) -> list[str]:
@@ -481,7 +469,7 @@ class ClusterRun:
         """Each beat: ask connected nodes for the servers that they know by now, and those servers that nobody hears."""
         now_s = self._world.clock.seconds()
         for run in self._running():
-            self._tell_refusals(run)
+            self._tell_all(run.untold_refusals())
             every_s = max(SERVERS_S, len(run.book.view.machines) / ROWS_S)
             for request in list(run.requests.values()):
                 if now_s >= request.servers_asked_s + every_s:
@@ -536,6 +524,7 @@ class ClusterRun:
             if run.book.path == path:
                 self._said(run, address, data)
         self._contacts.served([str(address)] if data.taken else [])
+        self._probe()
 
     def _said(self, run: UploadRun, address: Address, data: PathStateData) -> None:
         run.book.said(address, data)
@@ -545,8 +534,7 @@ class ClusterRun:
                 self.met(self, server.machine, server.name)
         view = run.book.view
         self._contacts.served(text for row in view.rows() if not row.silent for text in row.addresses)  # guard: K1.1 I7
-        for one in view.shared:
-            self.problem(shared_text(one))
+        self._tell_all(map(shared_text, view.shared))
 
     def _unanswered(self, failure: Failure, request: NodeRequest) -> None:
         if failure.check(CancelledError, LinkLost):
@@ -607,6 +595,17 @@ class ClusterRun:
             answer.addCallback(self._gave, request)
         return answer
 
+    def giving(self, link: Connection, request: GetBlocks) -> Deferred[BlockGiving]:
+        """As :meth:`requested`, over a bulk connection."""
+        peer = self._by_link.get(id(link))
+        giving = self._source.giving(request, peer.published if peer is not None else {}, self._sent)
+
+        def made(blocks: BlocksData) -> None:
+            giving.made(blocks)
+            self._shares[request.image].gave(request.numbers)
+
+        return succeed(BlockGiving(giving.make, made, giving.reads))
+
     def _gave(self, response: Response, request: GetBlocks) -> Response:
         self._shares[request.image].gave(request.numbers)
         return response
@@ -617,56 +616,11 @@ class ClusterRun:
                 run.sent_bytes += size
                 return
 
-    # -- pieces that are offered --------------------------------------------------------------------------------------------------
-
-    def _exchanged(self, peer: _OpenConnection, note: ExchangePieces) -> None:
-        """A node says what it has, or what it takes of an offer."""
-        place = note.image, note.path
-        if note.image not in peer.published or not any(place == (run.book.image, run.book.path) for run in self._runs):
-            return
-        exchange, shares = self._exchanges.get(place), self._shares[note.image]
-        if exchange is None:
-            exchange = self._exchanges[place] = PieceExchange(
-                shares.pieces.count, shares.own, self._world.rng, client=True, beside=len(self._exchanges)
-            )
-        if note.news.leaves:
-            exchange.leave(peer, self._world.clock.seconds())
-        else:
-            if peer not in exchange.neighbors:
-                exchange.join(peer)
-                shares.lacked(exchange.everything & ~note.news.has)
-            exchange.heard(peer, note.news, self._world.clock.seconds())
-        self._offer(place)
-
-    def _offer(self, place: _Place) -> None:
-        """Says what there is to say of an image at a path."""
-        for peer, news in self._exchanges[place].messages(self._world.clock.seconds()):
-            peer.link.tell(ExchangePieces(place[1], place[0], 0, news))
-
-    def _look(self) -> None:
-        now_s = self._world.clock.seconds()
-        busy = sum(not exchange.idle() for exchange in self._exchanges.values())
-        for place, exchange in self._exchanges.items():
-            exchange.look(now_s, max(0, busy - 1))
-            self._offer(place)
-
     def answered(self, link: Connection, request: Request, given: bool) -> None:
         """Note that blocks were given, so that more may be offered."""
         peer = self._by_link.get(id(link))
-        if peer is None or not isinstance(request, GetBlocks) or request.image not in peer.published:
-            return
-        place, shares = (request.image, request.path), self._shares[request.image]
-        pieces = shares.pieces.of_blocks(request.numbers)
-        if given:
-            shares.promised(pieces)
-
-        exchange = self._exchanges.get(place)
-        if exchange is not None and peer in exchange.neighbors:
-            peer.link.when_sent(partial(self._sent_pieces, place, peer, pieces, given))
-
-    def _sent_pieces(self, place: _Place, peer: _OpenConnection, pieces: int, given: bool) -> None:
-        self._exchanges[place].sent(peer, pieces, self._world.clock.seconds(), given=given)
-        self._offer(place)
+        if peer is not None and isinstance(request, GetBlocks) and request.image in peer.published:
+            self._offers.answered(peer.link, request, given)
 
     def notified(self, link: Connection, notification: Notification) -> None:
         """Book the arrival of an image, or that a node gave it up."""
@@ -674,7 +628,9 @@ class ClusterRun:
         if peer is None:
             return
         if isinstance(notification, ExchangePieces):
-            self._exchanged(peer, notification)
+            known = any((run.book.image, run.book.path) == (notification.image, notification.path) for run in self._runs)
+            if known and notification.image in peer.published:
+                self._offers.heard(peer.link, notification)
             return
         for run in self._running():
             before = run.book.revision

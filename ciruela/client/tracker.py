@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 
 from ciruela.client.require import Requirement
@@ -19,6 +19,7 @@ from ciruela.client.text import count, interval
 from ciruela.interfaces import Address
 from ciruela.model.ids import ImageId, MachineId, Server, SharedId
 from ciruela.model.upload import AbortReason, RejectReason
+from ciruela.model.values import dataclass
 from ciruela.proto.messages import AbortedImage, PathStateData, ReceivedImage, RemovedImage, UploadAck
 
 MAX_MACHINES = 10_000
@@ -336,7 +337,8 @@ class UploadTracker:
         if not note.forwarded and note.machine_id not in self._own:
             self._own.add(note.machine_id)
             self.revision += 1
-        self._aborted.pop(note.machine_id, None)
+        if self._aborted.pop(note.machine_id, None) is not None:
+            self.revision += 1
         nodes = self._done if note.image == self.image else self._held
         if note.machine_id in nodes:
             return False
@@ -397,6 +399,10 @@ class UploadTracker:
         """Tells whether asking ``address`` again is pointless."""
         contact = self._contacts.get(address)
         return contact is not None and contact.answer in (_Reply.REFUSED, _Reply.NO_CONFIG)
+
+    def has(self, address: Address) -> bool:
+        """Tells whether the node at ``address`` has said that it has this image."""
+        return self._contacts[address].machine in self._own & self._done
 
     def done_machines(self) -> int:
         """Nodes that have exactly this image."""

@@ -9,7 +9,6 @@ The user's own keys are found by their public halves alone: nothing is signed an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from ciruela.client.context import AppContext
@@ -24,9 +23,11 @@ from ciruela.keys.public import PassphraseNeeded, PublicKey, looks_public, parse
 from ciruela.keys.signed import signed_bytes
 from ciruela.model.errors import BadKey
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
-from ciruela.net.agent import LIST_TIMEOUT_S, AgentFailed, agent_keys
+from ciruela.net.agent import LIST_TIMEOUT_S, AgentFailed
+from ciruela.net.agentclient import agent_keys
 from ciruela.proto.messages import BaseDirData
 from ciruela.uploads.decision import FUTURE_LIMIT_MS
 

@@ -6,8 +6,8 @@ beside them which nodes were asked and which have not answered.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import field, replace
 from typing import ClassVar, Protocol
 
 from automat import TypeMachine, TypeMachineBuilder
@@ -17,10 +17,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.client.listener import HookAccount
-from ciruela.client.tracker import RUNNING, UploadProgress, UploadTracker, Verdict
+from ciruela.client.text import count
+from ciruela.client.tracker import MOST_NAMED, RUNNING, UploadProgress, UploadTracker, Verdict
 from ciruela.interfaces import Address, Connection
 from ciruela.model.upload import RejectReason
-from ciruela.proto.messages import AppendDir, RemoveDir, ReplaceDir, Request, Response
+from ciruela.model.values import dataclass
+from ciruela.proto.messages import AppendDir, ImageContent, RemoveDir, ReplaceDir, Request, Response
 from ciruela.runtime import Backoff
 
 ANSWER_TIMEOUT_S = 30.0
@@ -34,6 +36,10 @@ class Upload:
     request: AppendDir | ReplaceDir | RemoveDir
     weak: bool
     total_bytes: int
+
+    def message(self, content: ImageContent | None) -> Request:
+        """The request as it is sent, with the image itself where that is given."""
+        return self.request if content is None or isinstance(self.request, RemoveDir) else replace(self.request, content=content)
 
     def takes_back(self, reason: str | None) -> bool:
         """Tells whether a refusal by one server means that no server should have it: other content is there already.
@@ -84,6 +90,15 @@ class UploadRun:
     def standing(self) -> UploadProgress:
         """The numbers of now; when it is over those of then."""
         return self.end.standing if self.end else self.book.standing()
+
+    def untold_refusals(self) -> Iterator[str]:
+        """Gives what nodes refused since this was asked last: a reason once, and who gave it."""
+        for reason, hosts in self.refusals.items():
+            who = hosts[0] if len(hosts) == 1 else f"{count(len(hosts), 'node')} ({', '.join(hosts[:MOST_NAMED])}"
+            if len(hosts) > 1:
+                who += f" and {len(hosts) - MOST_NAMED} more)" if len(hosts) > MOST_NAMED else ")"
+            yield f"{who} {self.book.path} {reason}"
+        self.refusals.clear()
 
     @property
     def outstanding(self) -> bool:

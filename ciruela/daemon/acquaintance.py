@@ -8,13 +8,14 @@ The order of a client waits as well: the peers are asked before it is judged.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from ciruela.membership.cluster import Cluster
+from ciruela.model.values import dataclass
 
 MOST_S = 3.0
 """After this the answers go out with what is known: a peer that is down must not hold them up. Gossip beats each second."""

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 
 from twisted.internet.defer import Deferred, DeferredLock, fail
@@ -25,6 +25,7 @@ from ciruela.keys.signed import Statement, signed_bytes
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import DiskError
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 from ciruela.model.versions import SigEntry
 from ciruela.model.vpath import VPath
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from twisted.internet.defer import Deferred, succeed
@@ -25,6 +25,7 @@ from ciruela.model.upload import (
     RemovalGranted,
     UploadRequest,
 )
+from ciruela.model.values import dataclass
 from ciruela.model.versions import SigEntry
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AppendDir, CheckData, CheckUpload, Hosts, RemoveDir, ReplaceDir, Response, UploadAck, WithdrawUpload
@@ -66,7 +67,7 @@ class ChangeRequests:
         entries = tuple(SigEntry(request.timestamp_ms, signature) for signature in request.signatures)
         old_image = None if replace is None else replace.old_image
         order = UploadRequest(command, vpath, request.image, old_image, entries, Origin.CLIENT)
-        return self.uploads.order(order).addCallback(self._judged, link, order).addCallback(self._signed, link)
+        return self.uploads.order(order, content=request.content).addCallback(self._judged, link, order).addCallback(self._signed, link)
 
     def _hosts(self, vpath: VPath) -> Hosts:
         """The other nodes that take ``vpath``, as far as these are known."""

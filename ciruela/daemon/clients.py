@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ciruela.hooks.service import Hooks
 from ciruela.interfaces import Connection, NodeContext
@@ -11,6 +11,7 @@ from ciruela.membership.packets import Hooked
 from ciruela.model.hooks import AFTER, HookReport, HookState
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.upload import AbortReason
+from ciruela.model.values import dataclass
 from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AbortedImage, HookResult, ReceivedImage, RemovedImage

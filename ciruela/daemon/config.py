@@ -15,7 +15,6 @@ import re
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from ciruela.daemon.rules import (
@@ -43,6 +42,7 @@ from ciruela.daemon.rules import (
 from ciruela.model.config import DAY_MS, HOUR_MS, SECOND_MS, DirConfig, Modes, OnConflict, Reuse, Symlinks
 from ciruela.model.errors import ConfigError
 from ciruela.model.hooks import CommandHook, Webhook
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import MAX_LEVELS, check_component
 
 MOST_ARGUMENTS = 64

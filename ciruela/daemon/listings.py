@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import cbor2
@@ -19,6 +19,7 @@ from ciruela.membership.cluster import Cluster
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import MachineId
+from ciruela.model.values import dataclass
 from ciruela.model.versions import RetainedVersion, State
 from ciruela.model.vpath import VPath
 from ciruela.proto.codec import Prepared, prepare

@@ -6,7 +6,6 @@ The daemon hands in files, sockets and the reactor (``service``); tests hand in 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 from twisted.internet.defer import Deferred, succeed
@@ -18,10 +17,11 @@ from ciruela.daemon.changes import ChangeRequests
 from ciruela.daemon.clients import Clients
 from ciruela.daemon.listings import Listings
 from ciruela.daemon.pathstate import PathStates, Refusals
-from ciruela.daemon.requests import Requests
+from ciruela.daemon.requests import Requests, Serving
 from ciruela.download.availability import AvailabilityRequests
 from ciruela.download.exchange import PieceExchanges
 from ciruela.download.fetch_blocks import STALLED_S
+from ciruela.download.peers import PeerSelection
 from ciruela.download.service import Downloads
 from ciruela.download.serving import BlockService, Catalog
 from ciruela.hooks.service import Hooks, Outside
@@ -36,6 +36,7 @@ from ciruela.model.config import DirConfig, Tuning
 from ciruela.model.hooks import AFTER, HookReport, HookState
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.upload import AbortReason, Origin, RejectReason, Removal, UploadRequest
+from ciruela.model.values import dataclass
 from ciruela.model.versions import State, Version
 from ciruela.model.vpath import VPath
 from ciruela.reconcile.service import Reconciler
@@ -167,7 +168,7 @@ class NodeState:
 
 @dataclass(frozen=True, slots=True)
 class NodeListener:
-    """Passes what is heard by gossip to the clients, and to what has to act (``membership.service.MembershipListener``).
+    """Passes what is heard by gossip to the clients, and to what has to act (``membership.cluster.MembershipListener``).
 
     Nothing is asked of peers before the node is ``ready``.
     """
@@ -232,7 +233,8 @@ class Node:
         # what changes it
         self.hooks = Hooks(context, self.ledger, outside, self._hooked)
         self.exchanges = PieceExchanges(context, self.cluster.roster.is_configured, self._complete)
-        self.downloads = Downloads(context, self.ledger, self.watches, self.cluster, self, self.catalog, self.exchanges, self.hooks)
+        peers = PeerSelection(self.watches, context.wire, self.cluster, context.rng)
+        self.downloads = Downloads(context, self.ledger, peers, self, self.catalog, self.exchanges, self.hooks)
         neighbours = Neighbours(context, self._nearby, self._stalled_on, self.acquaintance.wait)
         self.uploads = Uploads(context, self.ledger, self.downloads, self._conflicted, self._rejected, neighbours)
         self.removals = Removals(context, self.ledger, self.uploads, self.downloads, self._removed, self._protecting, self._stays)
@@ -280,7 +282,8 @@ class Node:
         context = self.context
         changes = ChangeRequests(context, self.ledger, self.uploads, self.removals, self.clients, self.acquaintance, self.presence.there)
         listings = Listings(context, self.ledger, self.watches, self.cluster)
-        return Requests(context, changes, listings, self.path_states, self.blocks, self.awaited, self.exchanges, self.gossip.pushed)
+        serving = Serving(self.blocks, self.awaited, self.exchanges)
+        return Requests(context, changes, listings, self.path_states, serving, self.gossip.pushed)
 
     def _complete(self, vpath: VPath, image: ImageId) -> Deferred[Pieces | None]:
         """Gives the cut of an image that is committed at ``vpath``."""
@@ -369,6 +372,7 @@ class Node:
         self.clients.received(vpath, state)
         self.gossip.news_complete(vpath)
         self.reconciler.ended(vpath, well=True)
+        self.scrub.arrived(vpath)
 
     def gave_up(self, vpath: VPath, image: ImageId, reason: AbortReason, detail: str) -> None:
         """A download ended without an image: tell the clients."""

@@ -6,7 +6,7 @@ Also the reasons why an image that was wanted here did not come: the last refusa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -16,6 +16,7 @@ from ciruela.interfaces import NodeContext
 from ciruela.membership.cluster import Cluster
 from ciruela.model.errors import DiskError, RemoteError
 from ciruela.model.ids import ImageId, SharedId
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import MOST_ADDRESSES, MOST_SERVERS, MOST_SHARED_IDS, GetPathState, PathStateData
 from ciruela.runtime import BoundedMap

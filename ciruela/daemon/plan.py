@@ -17,7 +17,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,9 +25,10 @@ from ciruela.daemon.authority import key_complaints
 from ciruela.daemon.config import Config, load_config
 from ciruela.daemon.rules import MOST_BYTES, SettingRule, Value, duration, flag, items, number, path, read_file, text, word, wrong
 from ciruela.interfaces import DEFAULT_PORT, Address
-from ciruela.model.config import DAY_MS, HOUR_MS, KIB, MIB, SECOND_MS, STANDARD, DirConfig, Fsync, Tuning
+from ciruela.model.config import DAY_MS, HOUR_MS, KIB, MIB, SECOND_MS, STANDARD, CommitCheck, DirConfig, Fsync, Tuning
 from ciruela.model.errors import ConfigError, FormatError
 from ciruela.model.ids import MACHINE_ID_BYTES, MachineId, parse_machine_id
+from ciruela.model.values import dataclass
 from ciruela.net.discovery.files import complaints
 from ciruela.net.discovery.spec import SourceKind, SourceSpecs, Spec, check_url, parse_spec
 
@@ -90,6 +91,8 @@ def _page_host(value: Value) -> str:
 
 RULES = {
     "fsync": SettingRule("fsync", word(Fsync)),
+    "verify-before-commit": SettingRule("verify_before_commit", word(CommitCheck)),
+    "trust-ctime": SettingRule("trust_ctime", flag),
     "disk-reserve-bytes": SettingRule("disk_reserve_bytes", number(0, MOST_BYTES)),
     "disk-reserve-percent": SettingRule("disk_reserve_percent", number(0, 50)),
     "max-index-bytes": SettingRule("max_index_bytes", number(64 * KIB, STANDARD.max_index_bytes)),

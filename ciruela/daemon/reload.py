@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -28,6 +27,7 @@ from ciruela.interfaces import Loaded
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import CiruelaError
 from ciruela.model.units import count
+from ciruela.model.values import dataclass
 
 
 class LiveConfigs(Mapping[str, DirConfig]):

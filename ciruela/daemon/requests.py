@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred
@@ -16,9 +16,10 @@ from ciruela.daemon.pathstate import PathStates
 from ciruela.download.availability import AvailabilityRequests
 from ciruela.download.exchange import PieceExchanges
 from ciruela.download.serving import BlockService, UploadSlots
-from ciruela.interfaces import Connection, NodeContext
+from ciruela.interfaces import BlockGiving, Connection, NodeContext
 from ciruela.model.errors import SLOW_DOWN, Busy, DiskError, RemoteError
 from ciruela.model.upload import Command
+from ciruela.model.values import dataclass
 from ciruela.proto.messages import (
     AppendDir,
     CheckUpload,
@@ -32,6 +33,7 @@ from ciruela.proto.messages import (
     GetPieces,
     GetShare,
     Notification,
+    OpenBulk,
     PublishImage,
     PushPull,
     PushPullData,
@@ -77,6 +79,15 @@ class _Rate(Enum):
                 return cls.READ
 
 
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Services of a node that give an image to others: blocks, news of what is here, offers."""
+
+    blocks: BlockService
+    awaited: AvailabilityRequests
+    exchanges: PieceExchanges
+
+
 @dataclass(eq=False)
 class Requests:
     """The counterpart of every connection that was made to this node: limits the rate of its requests, and passes each on.
@@ -91,9 +102,7 @@ class Requests:
     changes: ChangeRequests
     listings: Listings
     path_states: PathStates
-    blocks: BlockService
-    awaited: AvailabilityRequests
-    exchanges: PieceExchanges
+    serving: Serving
     pushed: Callable[[str, PushPull], PushPullData]
 
     # internal state
@@ -140,13 +149,15 @@ class Requests:
     def _dispatch(self, link: Connection, request: Request) -> Deferred[Response]:
         match request:
             case GetBlock():
-                return self.blocks.give(request)
+                return self.serving.blocks.give(request)
             case GetBlocks():
                 return self._blocks_for(link, request)
             case GetPieces():
-                return self.awaited.give(request, link).addCallback(_as_response)
+                return self.serving.awaited.give(request, link).addCallback(_as_response)
             case GetShare():
                 return fail(RemoteError("only clients share an image out"))
+            case OpenBulk():
+                return fail(RemoteError("the connection answers that itself"))
             case AppendDir():
                 return self.changes.upload(link, request, Command.APPEND, None)
             case ReplaceDir():
@@ -157,7 +168,7 @@ class Requests:
                 return self.changes.check(request)
             case GetIndex():
                 again = self._repeats.refused(link, request.image, SAME_INDEX)
-                return again or self.blocks.give_index(request)  # guard: K6.2, without 1
+                return again or self.serving.blocks.give_index(request)  # guard: K6.2, without 1
             case GetIndexAt():
                 return self.listings.index_at(link, request)
             case GetBaseDir():
@@ -174,25 +185,30 @@ class Requests:
             self._slots.enter(link)
         except Busy as busy:
             return fail(busy)
-        return self.blocks.give_many(request)
+        return self.serving.blocks.give_many(request)
+
+    def giving(self, link: Connection, request: GetBlocks) -> Deferred[BlockGiving]:
+        """As :meth:`requested`, over a bulk connection."""
+        self._slots.enter(link)
+        return self.serving.blocks.giving(request)
 
     def notified(self, link: Connection, notification: Notification) -> bool | None:
         """Note that a client says it can give an image; what nodes send to clients is not meant for a node."""
         if isinstance(notification, PublishImage):
             self.changes.clients.publish(link, notification.image)
         elif isinstance(notification, ExchangePieces):
-            return self.exchanges.heard(link, notification)
+            return self.serving.exchanges.heard(link, notification)
         return None
 
     def answered(self, link: Connection, request: Request, given: bool) -> None:
         """Note that blocks were given to a neighbor."""
         if isinstance(request, GetBlocks):
-            self.exchanges.answered(link, request, given)
+            self.serving.exchanges.answered(link, request, given)
 
     def lost(self, link: Connection) -> None:
         """Forget what the connection said."""
         self.changes.clients.lost(link)
-        self.exchanges.lost(link)
+        self.serving.exchanges.lost(link)
         self._slots.left(link)
         for what in _Rate:  # guard: I6
             self._buckets.pop((link, what), None)

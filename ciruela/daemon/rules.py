@@ -17,7 +17,7 @@ import pwd
 import re
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import yaml
 
 from ciruela.model.units import LONGEST_MS, format_duration, parse_duration_ms
+from ciruela.model.values import dataclass
 
 
 def check_modes(config_dir: str) -> list[str]:

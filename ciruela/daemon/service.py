@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from threading import Thread
 from types import FrameType
@@ -48,10 +47,11 @@ from ciruela.disk.peercache import PeerCache
 from ciruela.disk.store import Store
 from ciruela.disk.trust import HostLinks, RecordTrust
 from ciruela.hooks.service import Outside
-from ciruela.interfaces import Address, Connection, NodeContext, NowMs, numeric_host
+from ciruela.interfaces import Address, BlockGiving, Connection, NodeContext, NowMs, numeric_host
 from ciruela.model.config import DirConfig, Fsync, Tuning
 from ciruela.model.errors import RemoteError
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 from ciruela.model.versions import SigEntry
 from ciruela.model.vpath import VPath
 from ciruela.net import limits
@@ -63,7 +63,7 @@ from ciruela.net.outgoing import Pool
 from ciruela.net.peers import PeerList
 from ciruela.net.resolve import resolver
 from ciruela.net.server import Port, PortLimits, site
-from ciruela.proto.messages import Notification, Request, Response
+from ciruela.proto.messages import GetBlocks, Notification, Request, Response
 from ciruela.runtime import RateLimitedLog
 from ciruela.web.pages import Json, Pages
 
@@ -206,6 +206,9 @@ class _StillStarting:
         if not self._node.ready:
             return fail(RemoteError(self._node.broken or "the node is starting, try again in a moment"))
         return self._requests.requested(link, request)
+
+    def giving(self, link: Connection, request: GetBlocks) -> Deferred[BlockGiving]:
+        return self._requests.giving(link, request)
 
     def notified(self, link: Connection, notification: Notification) -> bool | None:
         return self._requests.notified(link, notification)
@@ -399,6 +402,7 @@ class Daemon(Service):
             ("config", "uploads_aborted_by_keys", "counter", self._keys.aborted),
             ("peers", "sources_failing", "level", sum(source.doubtful for source in self._peers.sources)),
             ("connections", "open", "level", self._port.open if self._port else 0),
+            ("connections", "bulk", "level", self._port.bulk if self._port else 0),
             ("connections", "refused", "counter", self._port.refused if self._port else 0),
             ("gossip", "datagrams_unsent", "counter", self._datagrams.unsent),
             ("connections", "evicted", "counter", self._port.evicted if self._port else 0),

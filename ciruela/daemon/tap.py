@@ -8,7 +8,6 @@ import random
 import socket
 import sys
 import time
-from dataclasses import dataclass
 
 from twisted.application.service import IService
 from twisted.python import usage
@@ -33,6 +32,7 @@ from ciruela.disk.streams import Standard, hold_streams
 from ciruela.disk.version import is_held, lock
 from ciruela.interfaces import Address
 from ciruela.model.errors import CiruelaError, ConfigError, DiskError
+from ciruela.model.values import dataclass
 
 EXIT_CONFIG = 1
 EXIT_DB = 4

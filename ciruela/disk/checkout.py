@@ -152,6 +152,10 @@ class Checkout:
         """As ``interfaces.Staging.write``."""
         return self._opened().write(blocks)
 
+    def write_here(self, blocks: Sequence[tuple[int, Block]]) -> list[bool]:
+        """As ``interfaces.Staging.write_here``."""
+        return self._opened().write_here(blocks)
+
     def _opened(self) -> _Staged:
         assert self._staged is not None
         return self._staged

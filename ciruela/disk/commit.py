@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from twisted.logger import Logger
 
@@ -26,12 +25,13 @@ from ciruela.disk.removal import remove_tree
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.states import CommitPhase, Journal
 from ciruela.disk.tree import Tree
-from ciruela.disk.verify import Mismatch, as_it_should, barrier, check, complete, give, settling, what_is_wrong
+from ciruela.disk.verify import Mismatch, Spare, as_it_should, barrier, check, complete, give, settling, what_is_wrong
 from ciruela.index.tree import Index
 from ciruela.interfaces import SetAside
 from ciruela.model.config import STANDARD_MODES, Fsync, Modes
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.upload import AbortReason
+from ciruela.model.values import dataclass
 from ciruela.model.versions import RetainedVersion, State
 
 PREFIX = ".ciruela-aside~"
@@ -94,12 +94,15 @@ class CommitResult:
     aside: bool
 
 
-def prepare(tree: Tree, index: Index, modes: Modes) -> Steps[None]:
-    """Make ``tree`` look as it will be shown, but for its own mode; nothing is hashed. Raises DownloadFailed(COMMIT_ERROR), OSError."""
+def prepare(tree: Tree, index: Index, modes: Modes, spare: Spare | None = None) -> Steps[None]:
+    """Make ``tree`` look as it will be shown, but for its own mode; nothing is hashed. Raises DownloadFailed(COMMIT_ERROR), OSError.
+
+    Files that ``spare`` speaks for look so already.
+    """
     tree.forget()
     try:
         yield from complete(tree, index)
-        yield from check(tree, index, settling(modes.gid), modes, hashed=False)
+        yield from check(tree, index, settling(modes.gid), modes, hashed=False, spare=spare)
     except Mismatch as found:
         raise DownloadFailed(AbortReason.COMMIT_ERROR, str(found)) from None
     tree.forget()
@@ -115,8 +118,11 @@ def commit(
     *,
     again: bool = False,
     modes: Modes = STANDARD_MODES,
+    spare: Spare | None = None,
 ) -> Steps[CommitResult]:
     """Show the staging directory ``tree`` at ``place`` and record ``state``. Everything in it gets ``modes``.
+
+    Every file is read and hashed but those that ``spare`` speaks for.
 
     With ``again`` the same image is committed there already and changes places with this tree, which is whole; it may have been deleted
     meanwhile, and must not come back.
@@ -131,7 +137,7 @@ def commit(
     tree.forget()
     try:
         yield from complete(tree, index)
-        yield from check(tree, index, settling(modes.gid), modes)  # guard: I1
+        yield from check(tree, index, settling(modes.gid), modes, spare=spare)  # guard: I1
     except Mismatch as found:
         raise DownloadFailed(AbortReason.COMMIT_ERROR, str(found)) from None
     give(tree.root, tree.root.status(), modes.dir_bits, modes.gid)

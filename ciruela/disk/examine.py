@@ -122,7 +122,7 @@ def _file(here: SafeDir, name: str, wanted: File, kind: HashKind, device: int, n
         if status.st_size != wanted.size:  # guard: A10 F51
             note(wanted.path, f"has {status.st_size} bytes, not {wanted.size}")
             return
-        good = yield from good_blocks(opened, wanted, kind)
+        good = yield from good_blocks(opened, wanted, kind, from_disk=True)  # guard: A10 F51, True -> False
         if len(good) != wanted.block_count:  # guard: A10 F51
             note(wanted.path, f"{wanted.block_count - len(good)} of {wanted.block_count} blocks are wrong")
 
@@ -136,7 +136,7 @@ class TreeExamination:
     """Implements ``interfaces.Examination``. It works on the lane of its path, one slice for each call.
 
     ``open_tree`` opens the image, None where nothing stands; ``current`` says in the end whether what was opened is still the image;
-    ``modes`` says which it was given. All are called in threads.
+    ``modes`` says which it was given, ``damaged`` is called before damage is told. All are called in threads.
     """
 
     def __init__(
@@ -147,6 +147,7 @@ class TreeExamination:
         open_tree: Callable[[], Tree | None],
         current: Callable[[Tree | None], bool],
         modes: Callable[[], Modes] = Modes,
+        damaged: Callable[[], None] = lambda: None,
     ) -> None:
         self._vpath = vpath
         self._index = index
@@ -154,6 +155,7 @@ class TreeExamination:
         self._open_tree = open_tree
         self._current = current
         self._modes = modes
+        self._damaged = damaged
         self._tree: Tree | None = None
         self._steps: Steps[None] | None = None
         self._damages: list[Damage] = []
@@ -182,6 +184,8 @@ class TreeExamination:
             self._begin_anew()
             raise
         self._let_go()
+        if self._count:
+            self._damaged()  # guard: A10 A50
         return Findings(tuple(self._damages), self._count, current)
 
     def _begin_anew(self) -> None:

@@ -22,7 +22,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from operator import attrgetter
 from os import stat_result
@@ -35,6 +35,7 @@ from ciruela.disk.safedir import SafeDir
 from ciruela.disk.syscalls import warn_once
 from ciruela.index.digest import HashKind
 from ciruela.model.errors import FormatError
+from ciruela.model.values import dataclass
 
 REST_NS = 2_000_000_000
 """A file is kept when it was last changed at least so long before it was read.
@@ -44,6 +45,9 @@ A write within one tick of the clock leaves the times as they are ("racy"). The 
 
 KEY_BYTES = 5 * 8
 """Inode, device, size, mtime and ctime in ns, 8 bytes each."""
+
+Keys = Mapping[str, bytes]
+"""Keys of files by their paths inside a tree."""
 
 NEVER = bytes(KEY_BYTES)
 """The key of what is not known: no file has inode 0."""
@@ -217,11 +221,20 @@ TOUCH_S = 86_400
 LEFTOVER_S = 3600
 """A temporary file of this age was left by a run that was killed."""
 
-LOCAL = frozenset({0xEF53, 0x58465342, 0x9123683E, 0x2FC12FC1, 0xF2F52010, 0xCA451A4E, 0x01021994, 0x858458F6, 0x794C7630})
-"""Types of file systems whose ctime can be relied on: ext2 to ext4, xfs, btrfs, zfs, f2fs, bcachefs, tmpfs, ramfs, overlay (statfs(2)).
 
-Not those on a network, which may tell times that are some seconds old or those of another clock, and not those without a ctime on the disk.
-"""
+class LocalDevices:
+    """Devices of which it is known whether their file systems are among :data:`syscalls.LOCAL`."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, bool] = {}
+
+    def has(self, directory: SafeDir, device: int) -> bool:
+        """Tells whether the file system of ``directory``, which has the number ``device``, is one of them."""
+        local = self._known.get(device)
+        if local is None:
+            local = self._known[device] = directory.file_system_type() in syscalls.LOCAL
+        return local
+
 
 _NAME = re.compile(r"[0-9a-f]{1,16}-[0-9a-f]{1,16}\.[0-9a-z-]{1,20}")
 _TEMPORARY = re.compile(r"\.new-[0-9a-f]{16}")
@@ -336,16 +349,8 @@ class OneCache:
         self._kind = kind
         self._name = name
         self._now_ns = now_ns
-        self._types: dict[int, bool] = {}
         self.known = known
         self.rested_ns = now_ns - REST_NS
-
-    def covers(self, directory: SafeDir, device: int) -> bool:
-        """Tells whether the file system of ``directory``, which has the number ``device``, is one of :data:`LOCAL`."""
-        local = self._types.get(device)
-        if local is None:
-            local = self._types[device] = syscalls.file_system_type(directory.fd) in LOCAL
-        return local
 
     def save(self, seen: dict[DirKey, CachedDirectory]) -> None:
         """Keep ``seen`` in place of what was known, if that is something else."""

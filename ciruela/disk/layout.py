@@ -9,6 +9,7 @@
     DB/signatures/KEY/c1/../.NAME.kept        replaced images that are kept (``retained``)
     DB/signatures/.KEY.base                   which directory the base was (``bases``)
     DB/indexes/XX/HEX.ds1                     an index by its image id
+    DB/hashes/DEVICE                          what files of images have in them, by inode (``hashrecord``)
     DIRECTORY/c1/../NAME                      an image
     DIRECTORY/c1/../.ciruela~HEX              its staging directory
     DIRECTORY/c1/../.ciruela~kHEX-HEX         an image that it replaced, and that is kept
@@ -21,17 +22,19 @@ beside it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from hashlib import blake2b
 
 from ciruela.disk.safedir import RESERVED, SafeDir
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import DiskError
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 
 SIGNATURES = "signatures"
 INDEXES = "indexes"
+HASHES = "hashes"
 STATE = ".state"
 NEW_STATE = ".new.state"
 INDEX = ".ds1"
@@ -166,6 +169,11 @@ class Records:
         """The directory with the index of ``image``."""
         with self.root() as root:
             return root.descend((INDEXES, image.hex()[:2]), create=create, mode=RECORDS_MODE)
+
+    def hashes(self, *, create: bool = False) -> SafeDir:
+        """The directory with what files of images have in them, by device and inode. Nothing in it has to last."""
+        with SafeDir.at(self._db_dir, durable=False) as root:
+            return root.descend((HASHES,), create=create, mode=RECORDS_MODE)
 
 
 def index_name(image: ImageId) -> str:

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from itertools import islice
 from threading import Lock
 
+from ciruela.disk.hashcache import Keys, key_of
 from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.tree import split
 from ciruela.disk.verify import blocks_in
 from ciruela.index.digest import BLOCK_BYTES
-from ciruela.index.tree import File, Index
+from ciruela.index.tree import BlockRun, File, Index
 from ciruela.model.errors import DiskError
 from ciruela.model.ids import Block, BlockHash
 
@@ -26,11 +27,14 @@ PLACES_TRIED = 16
 class LocalTree:
     """The files of ``index`` below the directory ``root``. Blocking: make it and use it in threads; several may use it at once.
 
-    Only files that the index names are opened, by directory fds, and nothing is followed. Whatever is given was hashed just before.
-    Raises DiskError when ``root`` cannot be opened.
+    Only files that the index names are opened, by directory fds, and nothing is followed. Whatever is given was hashed just before, or is
+    of a file that has the key (``seen``, by path) with which it was scanned, both before and after it is read. Who gets a block hashes it
+    anyway; a block that is asked for again was perhaps refused, and is hashed. Raises DiskError when ``root`` cannot be opened.
     """
 
-    def __init__(self, root: str, index: Index) -> None:
+    def __init__(self, root: str, index: Index, seen: Keys | None = None) -> None:
+        self._seen = seen or {}
+        self._given = bytearray(index.block_count)  # 1: was given without being hashed
         self._kind = index.kind
         self._blocks = index.blocks
         self._lock = Lock()
@@ -57,7 +61,14 @@ class LocalTree:
         with _Directories(self._root) as directories:
             for run in self._blocks.runs(numbers):
                 file = self._blocks.files[run.file_number]
-                data = self._small(directories, file) if file.block_count == 1 else self._read(file, run.first, run.blocks)
+                if file.block_count == 1:
+                    data = self._small(directories, file)
+                elif (unchanged := self._unchanged(run, file)) is not None:
+                    view = memoryview(unchanged)
+                    found += [view[at * BLOCK_BYTES : (at + 1) * BLOCK_BYTES] for at in range(run.blocks)]
+                    continue
+                else:
+                    data = self._read(file, run.first, run.blocks)
                 # guard: F54, -> [(data or b'')[at * BLOCK_BYTES:(at + 1) * BLOCK_BYTES] for at in range(run.blocks)]
                 here = blocks_in(data or b"", file, self._kind, run.first, run.blocks)
                 found += [self._block(file.block_hash(run.first + at)) if one is None else one for at, one in enumerate(here)]
@@ -79,6 +90,25 @@ class LocalTree:
                 return opened.read_at(file.size, 0)
         except OSError:
             return None
+
+    def _unchanged(self, run: BlockRun, file: File) -> bytes | None:
+        """Reads blocks of a file that is what was scanned; None when that cannot be told, or one of them was given so before."""
+        key = self._seen.get(file.path)
+        first = self._blocks.numbers_of(run.file_number).start + run.first
+        if key is None or self._given.find(1, first, first + run.blocks) >= 0:  # guard: F54, without 2
+            return None
+        with self._lock:
+            try:
+                opened = self._opened(file.path)
+                if key_of(opened.stat()) != key:  # it would be read for nothing
+                    return None
+                data = opened.read_at(file.bytes_of(run.first, run.blocks), run.first * BLOCK_BYTES)
+                if key_of(opened.stat()) != key:  # guard: F54
+                    return None
+            except OSError:
+                return None
+            self._given[first : first + run.blocks] = b"\1" * run.blocks
+        return data
 
     def _block(self, wanted: BlockHash) -> bytes | None:
         for number in islice(self._blocks.numbers(wanted), PLACES_TRIED):

@@ -85,6 +85,8 @@ _log = Logger()
 STAMP_NS = 1_000_000_000
 """atime and mtime of files of an image: one second after the epoch (protocol section 5.11)."""
 
+TICK_NS = 20_000_000
+"""Age of a ctime from which on a later change cannot have the same one: twice the longest tick of the kernel's clock (HZ=100)."""
 
 PAUSES_S = (0.05, 0.2, 0.5, 1.0)
 """Pauses of a thread between its tries to get a descriptor when none is left: others are closed all the time."""
@@ -177,6 +179,13 @@ class OpenFile(Opened):
         except OSError as error:
             raise fault(error, "read", self.where) from None
         return data
+
+    def uncache(self, size: int, offset: int) -> None:
+        """Have the next read of these bytes come from the disk, as far as no program has mapped them and nothing waits to be written."""
+        try:
+            os.posix_fadvise(self.fd, offset, size, os.POSIX_FADV_DONTNEED)
+        except OSError as error:
+            raise fault(error, "advise", self.where) from None
 
     def write_at(self, data: bytes | memoryview, offset: int) -> None:
         """Write all of ``data``."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from twisted.logger import Logger
 
@@ -21,6 +20,7 @@ from ciruela.model.config import DirConfig
 from ciruela.model.hooks import Due
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import Command
+from ciruela.model.values import dataclass
 from ciruela.model.versions import State, Tombstones
 from ciruela.model.vpath import VPath, check_component
 
@@ -194,6 +194,7 @@ def load(
     _sync_top(records)  # guard: A44 F35 I2
     if alone:
         yield from _remove_temporary_bases(records)
+        yield from _remove_temporary_hashes(records)  # guard: I11
     for config in sorted(configs.values(), key=lambda config: config.key):
         for parts, directory in _base_dirs(records, config):
             with directory:
@@ -400,6 +401,17 @@ def _remove_temporary_bases(records: Records) -> Steps[None]:
         return
     with top:
         yield from _remove_temporary(top, bases.NAME)
+
+
+def _remove_temporary_hashes(records: Records) -> Steps[None]:
+    """As the others; the record is only an advantage, so a fault costs no start."""
+    try:
+        with records.hashes() as directory:
+            yield from _remove_temporary(directory, "")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        _log.error("the record of hashes cannot be looked at: {error}", error=error)
 
 
 def _remove_temporary_indexes(records: Records) -> Steps[None]:

@@ -6,6 +6,7 @@ Debris that could not be deleted: remembered, and tried again from time to time.
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from collections.abc import Callable
 from threading import Lock
@@ -13,6 +14,7 @@ from threading import Lock
 from twisted.logger import Logger
 
 from ciruela.disk.executor import ENTRY_COST, Steps
+from ciruela.disk.hashrecord import HashRecord
 from ciruela.disk.layout import BaseUnavailable, Place
 from ciruela.disk.openfile import KEPT
 from ciruela.disk.safedir import RESERVED, SafeDir
@@ -27,8 +29,8 @@ LEAST_DEPTH = 4
 """So many of them in any case, more as far as the budget of the process goes (``openfile.Handles``)."""
 
 
-def remove_tree(parent: SafeDir, name: str) -> Steps[None]:
-    """Delete whatever stands at ``name``, in steps; nothing there is fine.
+def remove_tree(parent: SafeDir, name: str, known: HashRecord | None = None) -> Steps[None]:
+    """Delete whatever stands at ``name``, in steps; nothing there is fine. ``known`` follows what becomes of files with other names.
 
     A directory is first renamed to a reserved name: nobody sees half of it, its name is free at once, and a start finds the rest. Raises
     OSError; EXDEV when another file system is mounted inside, which is then left alone.
@@ -49,7 +51,7 @@ def remove_tree(parent: SafeDir, name: str) -> Steps[None]:
             path, names = left[-1]
             yield ENTRY_COST
             if names:
-                _remove_entry(open_dirs, left, names.pop(), device)
+                _remove_entry(open_dirs, left, names.pop(), device, known)
                 continue
             open_dirs.pop().close()
             if len(open_dirs) >= LEAST_DEPTH:
@@ -73,7 +75,7 @@ def rename_away(parent: SafeDir, name: str, inode: int) -> Steps[str]:
     return doomed
 
 
-def _remove_entry(open_dirs: list[SafeDir], left: list[tuple[str, list[str]]], entry: str, device: int) -> None:
+def _remove_entry(open_dirs: list[SafeDir], left: list[tuple[str, list[str]]], entry: str, device: int, known: HashRecord | None) -> None:
     """Unlink a name of the innermost directory, or go into it. Another one may be deleting the same tree: what is gone is done."""
     here = open_dirs[-1]
     inner = here.stat(entry)
@@ -81,7 +83,7 @@ def _remove_entry(open_dirs: list[SafeDir], left: list[tuple[str, list[str]]], e
         return
     try:
         if not stat.S_ISDIR(inner.st_mode):
-            here.unlink(entry)
+            _unlink(here, entry, inner, known)
         elif len(open_dirs) < LEAST_DEPTH or (len(open_dirs) < MAX_DEPTH and KEPT.take()):  # guard: A41 I6, -> True
             _enter(open_dirs, left, entry, device)
         else:
@@ -90,6 +92,17 @@ def _remove_entry(open_dirs: list[SafeDir], left: list[tuple[str, list[str]]], e
             left[0][1].append(raised)
     except FileNotFoundError:
         return
+
+
+def _unlink(here: SafeDir, name: str, found: os.stat_result, known: HashRecord | None) -> None:
+    """Remove a name that is not a directory. What is recorded of a file with other names stays true."""
+    if known is None or not known.knows(here, found):
+        here.unlink(name)
+    elif found.st_nlink > 1:
+        known.moved(*here.unlink_one_of_several(name))
+    else:
+        here.unlink(name)
+        known.forget(found)
 
 
 def _enter(open_dirs: list[SafeDir], left: list[tuple[str, list[str]]], entry: str, device: int) -> None:
@@ -121,9 +134,10 @@ _log = Logger()
 class DelayedDeletions:
     """Names in directories of images, by where these are. Used from several threads."""
 
-    def __init__(self, in_use: Callable[[Place, str], bool]) -> None:
-        """``in_use`` says whether a download works at a name now."""
+    def __init__(self, in_use: Callable[[Place, str], bool], known: HashRecord) -> None:
+        """``in_use`` says whether a download works at a name now; ``known`` as in :func:`remove_tree`."""
         self._in_use = in_use
+        self._known = known
         self._lock = Lock()
         self._left: dict[tuple[str, tuple[str, ...]], tuple[Place, set[str]]] = {}
 
@@ -165,7 +179,7 @@ class DelayedDeletions:
             if self._in_use(place, name):  # guard: I11
                 continue
             try:
-                yield from remove_tree(parent, name)
+                yield from remove_tree(parent, name, self._known)
             except OSError as error:
                 _log.debug("debris {name} can still not be removed: {error}", name=parent.within(name), error=error)
                 self.left(place, name)

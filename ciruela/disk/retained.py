@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import cbor2
 from twisted.logger import Logger
 
 from ciruela.disk.executor import ENTRY_COST, Steps
+from ciruela.disk.hashrecord import HashRecord
 from ciruela.disk.layout import Place
 from ciruela.disk.removal import remove_tree
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.states import TEMPORARY, backup_name, is_identity, is_sealed, read_record, sealed, write_file
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId, image_id
+from ciruela.model.values import dataclass
 from ciruela.model.versions import MOST_SIGNATURES, SIGNATURE_BYTES, RetainedVersion, SigEntry, State, Version
 from ciruela.proto.bounded import loads
 
@@ -274,10 +276,13 @@ def settle(
     return tuple(good)
 
 
-def discard(directory: SafeDir | None, parent: SafeDir, place: Place) -> Steps[None]:
-    """Delete the trees that were kept at ``place`` and that the record does not name any more. Raises OSError."""
+def discard(directory: SafeDir | None, parent: SafeDir, place: Place, known: HashRecord | None = None) -> Steps[None]:
+    """Delete the trees that were kept at ``place`` and that the record does not name any more. Raises OSError.
+
+    ``known`` as in ``removal.remove_tree``.
+    """
     wanted = {place.kept(row.version.image) for row in (() if directory is None else read(directory, place))}
     for name in parent.names():
         yield ENTRY_COST
         if name.startswith(place.kept_prefix) and name not in wanted:
-            yield from remove_tree(parent, name)
+            yield from remove_tree(parent, name, known)

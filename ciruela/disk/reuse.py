@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import groupby
 
 from twisted.logger import Logger
 
 from ciruela.disk.executor import ENTRY_COST, Steps
-from ciruela.disk.openfile import OpenFile
+from ciruela.disk.finished import FinishedFiles
+from ciruela.disk.hashrecord import HashRecord, content_hash
+from ciruela.disk.openfile import TICK_NS, OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.syscalls import CANNOT_CLONE, FULL, warn_once
 from ciruela.disk.tree import Tree, split
@@ -69,12 +73,16 @@ class Content:
     ``here`` are the numbers of those that are there; it is the one record of that, and changes with what is put there.
 
     A block of zeros is not written into a file that was created here: it stays a hole, which takes no space and reads the same.
+
+    With ``modes`` a file gets them, and its times, together with its last block: ``finished`` says what it was then. Without, all of them
+    stay as they were made.
     """
 
-    def __init__(self, index: Index, tree: Tree) -> None:
+    def __init__(self, index: Index, tree: Tree, modes: Modes | None = None) -> None:
         self.index = index
         self.tree = tree
         self.blocks = index.blocks
+        self.finished = None if modes is None else FinishedFiles(index, modes, tree.root)
         self._here = bytearray(index.block_count)
         self.here = BlockSet(self._here)
         self._fresh: dict[str, bool] = {}  # large files, created here, nothing but blocks in them: whether one has its full size
@@ -107,31 +115,54 @@ class Content:
         for block in blocks:
             self._here[first + block] = 1
 
-    def add_file(self, file_number: int) -> None:
-        """A whole file is here."""
+    def add_file(self, file_number: int) -> range:
+        """A whole file is here; returns the numbers of its blocks."""
         numbers = self.blocks.numbers_of(file_number)
         self._here[numbers.start : numbers.stop] = b"\1" * len(numbers)
+        return numbers
 
     def drop_file(self, file_number: int) -> None:
         """Marks all blocks of a file as missing."""
         numbers = self.blocks.numbers_of(file_number)
         self._here[numbers.start : numbers.stop] = bytes(len(numbers))
+        if self.finished is not None:
+            self.finished.forget(file_number)
 
     def put(self, file_number: int, block: int, *data: bytes | memoryview) -> None:
         """Write blocks of a file to their places, from ``block`` on. Raises OSError."""
         file = self.blocks.files[file_number]
-        if file.block_count == 1:
-            above, name = split(file.path)
-            opened, fresh = open_target(self.tree.directory(above, create=True), name)
-            with opened:
-                if fresh and is_zero(data[0]):
-                    opened.resize(file.size)
-                else:
-                    opened.write_at(data[0], 0)
-        else:
-            self._write(self._target(file), file, block, data)
         first = self.blocks.numbers_of(file_number).start + block
+        if file.block_count == 1:
+            self._put_small(file_number, file, data[0])
+            self._here[first] = 1
+            return
+        opened = self._target(file_number)
+        if self.finished is None:
+            self._write(opened, file, block, data)
+            self._here[first : first + len(data)] = b"\1" * len(data)
+            return
+        self.finished.look(file_number, opened)
+        self._write(opened, file, block, data)
         self._here[first : first + len(data)] = b"\1" * len(data)
+        if self.whole(file_number):
+            self.finished.finish(file_number, opened)
+            self.tree.close_file(file.path)
+        else:
+            self.finished.wrote(file_number, opened)
+
+    def _put_small(self, file_number: int, file: File, data: bytes | memoryview) -> None:
+        """Write a file of one block; it is opened once."""
+        above, name = split(file.path)
+        opened, fresh = open_target(self.tree.directory(above, create=True), name)
+        with opened:
+            if fresh and is_zero(data):
+                opened.resize(file.size)
+            else:
+                opened.write_at(data, 0)
+            if self.finished is not None:
+                if fresh:  # guard: I1, -> True
+                    self.finished.begin(file_number)
+                self.finished.finish(file_number, opened)
 
     def _write(self, opened: OpenFile, file: File, block: int, data: Sequence[bytes | memoryview]) -> None:
         """Write a run of blocks, and leave holes for those that are zero, where nothing else can have been written before."""
@@ -146,22 +177,27 @@ class Content:
                 blocks = list(run)
                 opened.write_run([one for _, one in blocks], blocks[0][0] * BLOCK_BYTES)
 
-    def target(self, file: File) -> OpenFile:
-        """The open file of ours at the path of ``file``, for whoever writes more to it than its blocks; open until the next call.
+    def clone(self, file_number: int, offset: int, size: int, source: OpenFile, begin: int) -> bytes:
+        """Let a file share ``size`` bytes with ``source``, from ``begin`` on there; returns what they are here. Raises OSError."""
+        opened = self._target(file_number)
+        opened.clone_from(source, begin, offset, size)
+        self._fresh.pop(self.blocks.files[file_number].path, None)
+        if self.finished is not None:
+            self.finished.forget(file_number)  # guard: I1
+        return opened.read_at(size, offset)
 
-        Raises OSError.
-        """
-        found = self._target(file)
-        self._fresh.pop(file.path, None)
-        return found
+    def _target(self, file_number: int) -> OpenFile:
+        path = self.blocks.files[file_number].path
+        return self.tree.file(path, lambda directory, name: self._opened(directory, name, file_number), create=True)
 
-    def _target(self, file: File) -> OpenFile:
-        return self.tree.file(file.path, lambda directory, name: self._opened(directory, name, file.path), create=True)
-
-    def _opened(self, directory: SafeDir, name: str, path: str) -> OpenFile:
+    def _opened(self, directory: SafeDir, name: str, file_number: int) -> OpenFile:
         opened, fresh = open_target(directory, name)
         if fresh:
-            self._fresh[path] = False
+            self._fresh[self.blocks.files[file_number].path] = False
+            numbers = self.blocks.numbers_of(file_number)
+            # Another file may have stood there, with blocks that are missing in this one.
+            if self.finished is not None and self._here.find(1, numbers.start, numbers.stop) < 0:  # guard: I1, without 2
+                self.finished.begin(file_number)
         return opened
 
 
@@ -187,13 +223,15 @@ class Reusing:
         open_sibling: Callable[[VPath, ImageId], Tree | None],
         fits: Callable[[], bool],
         modes: Modes = STANDARD_MODES,
+        known: HashRecord | None = None,
     ) -> None:
-        """A file is linked only where it has ``modes`` already: all its names share them."""
+        """A file is linked only where it has ``modes`` already: all its names share them. What ``known`` knows is not read for that."""
         self._content = content
         self._how = how
         self._open_sibling = open_sibling
         self._fits = fits
         self._modes = modes
+        self._known = known
         self._clones = how in (Reuse.HARDLINK, Reuse.REFLINK)
         self._may_write: bool | None = None
         self._taken = bytearray(content.index.block_count)
@@ -225,8 +263,7 @@ class Reusing:
                 if source is None:
                     return
                 if (yield from self._link(source, number, other)):
-                    content.add_file(number)
-                    numbers = content.blocks.numbers_of(number)
+                    numbers = content.add_file(number)
                     self._taken[numbers.start : numbers.stop] = b"\1" * len(numbers)
                     self._files += 1
                     self._bytes += other.size
@@ -235,38 +272,69 @@ class Reusing:
                 source.close()
 
     def _link(self, source: Tree, number: int, other: File) -> Steps[bool]:
-        """Hash ``other`` and link the very inode that was hashed. Anything that does not work means False, but for a full disk."""
-        content = self._content
-        mine = content.blocks.files[number]
+        """Give ``other`` a name here, if its content is what it should be. Anything that does not work means False, but for a full disk."""
+        mine = self._content.blocks.files[number]
         above, name = split(other.path)
         try:
-            with source.directory(above).open_read(name) as opened:
+            there = source.directory(above)
+            found = None if self._known is None else there.stat(name)
+            # guard: A50 I1, without 3
+            if (
+                self._known is not None
+                and found is not None
+                and self._known.trusts(there, found, content_hash(mine, self._content.index.kind))
+            ):
+                yield ENTRY_COST
+                return self._fits_as(found, mine) and self._named(number, found, partial(self._link_unread, there, name, found))
+            began_ns = time.time_ns()
+            with there.open_read(name) as opened:
                 before = opened.first
-                # guard: A50 F59, without 2; A50 F59, without 1
-                if before.st_size != mine.size or not as_it_should(before, self._modes.of_file(mine.executable), self._modes.gid):
+                if not self._fits_as(before, mine):
                     return False
-                good = yield from good_blocks(opened, mine, content.index.kind)
+                good = yield from good_blocks(opened, mine, self._content.index.kind)
                 if len(good) != mine.block_count:  # guard: A50 F59 I1
                     return False
-                above, name = split(mine.path)
-                here = content.tree.directory(above, create=True)
-                try:
-                    after = here.link(opened, name)
-                # A part of it is here already; the linked inode takes its place.
-                except FileExistsError:
-                    content.tree.close_file(mine.path)
-                    here.unlink(name)  # guard: A50
-                    content.drop_file(number)
-                    after = here.link(opened, name)
-                # Somebody wrote to it while it was hashed. The inode is shared, so the hash proves nothing any more.
-                if _signs(after) != _signs(before):  # guard: A50 F59
-                    here.unlink(name)
-                    return False
+                # Who changed it while it was read changed its ctime, which was old when that began.
+                # guard: A50 F59, without 2
+                sure = before.st_ctime_ns <= began_ns - TICK_NS and before.st_ctime_ns == opened.stat().st_ctime_ns
+                return self._named(number, before, lambda here, mine: here.link(opened, mine), sure=sure)
         except OSError as error:  # guard: F33
             if error.errno in FULL:  # guard: A38 F28
                 raise
             _log.debug("{path} is not linked: {error}", path=other.path, error=error)
             return False
+
+    def _fits_as(self, found: os.stat_result, mine: File) -> bool:
+        """Tells whether size, mode and group are those of ``mine``."""
+        # guard: A50 F59, without 2; A50 F59, without 1
+        return found.st_size == mine.size and as_it_should(found, self._modes.of_file(mine.executable), self._modes.gid)
+
+    def _link_unread(self, there: SafeDir, old: str, found: os.stat_result, here: SafeDir, name: str) -> os.stat_result:
+        after = here.link_as_it_is(there, old, name, found)
+        assert self._known is not None
+        self._known.moved(found, after)
+        return after
+
+    def _named(self, number: int, before: os.stat_result, link: Callable[[SafeDir, str], os.stat_result], *, sure: bool = True) -> bool:
+        """Let ``link`` give a file a name here. ``sure``: its content is beyond doubt. Raises OSError."""
+        content = self._content
+        mine = content.blocks.files[number]
+        above, name = split(mine.path)
+        here = content.tree.directory(above, create=True)
+        try:
+            after = link(here, name)
+        # A part of it is here already; the linked inode takes its place.
+        except FileExistsError:
+            content.tree.close_file(mine.path)
+            here.unlink(name)  # guard: A50
+            content.drop_file(number)
+            after = link(here, name)
+        # Somebody wrote to it while it was hashed. The inode is shared, so the hash proves nothing any more.
+        if _signs(after) != _signs(before):  # guard: A50 F59
+            here.unlink(name)
+            return False
+        if sure and content.finished is not None:  # guard: A50 I1, without 1
+            content.finished.linked(number, after)
         return True
 
     # -- single blocks ---------------------------------------------------------------------------------------------------------
@@ -334,9 +402,10 @@ class Reusing:
             _log.debug("{path} is not reused: {error}", path=other.path, error=error)
             return
         with opened:
-            if self._cloned(opened, begin, mine, offset, size):
+            cloned = self._cloned(opened, begin, number, offset, size)
+            if cloned is not None:
                 # The clone is hashed where it is now: the sibling may have changed since it was chosen.
-                data = content.target(mine).read_at(size, offset)
+                data = cloned
                 good = good_in(data, mine, content.index.kind, first)  # guard: A50 F59 I1, -> list(range(first, first + count))
                 content.add(number, good)
             elif not self._room():  # guard: A38 F28
@@ -356,11 +425,12 @@ class Reusing:
             self._taken[start + block] = 1
         self._bytes += sum(mine.block_size(block) for block in good)
 
-    def _cloned(self, opened: OpenFile, begin: int, mine: File, offset: int, size: int) -> bool:
+    def _cloned(self, opened: OpenFile, begin: int, number: int, offset: int, size: int) -> bytes | None:
+        """Reads a part of a file since it shares space with another one; None where that cannot be."""
         if not self._clones:
-            return False
+            return None
         try:
-            self._content.target(mine).clone_from(opened, begin, offset, size)
+            return self._content.clone(number, offset, size, opened, begin)
         except OSError as error:
             if error.errno in FULL:  # guard: A38 F28
                 raise
@@ -368,8 +438,7 @@ class Reusing:
                 self._clones = False
                 if self._how is Reuse.REFLINK:
                     warn_once("reflink", self._warn_no_clones)
-            return False
-        return True
+            return None
 
     def _warn_no_clones(self) -> None:
         _log.warn(

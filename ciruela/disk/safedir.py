@@ -116,6 +116,10 @@ class SafeDir(Opened):
             raise fault(error, "statvfs", self.where or ".") from None
         return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
 
+    def file_system_type(self) -> int:
+        """Number of the type of the file system, see ``syscalls.file_system_type``."""
+        return syscalls.file_system_type(self.fd)
+
     # -- opening ---------------------------------------------------------------------------------------------------------------
 
     def open_dir(self, name: str) -> SafeDir:
@@ -232,6 +236,22 @@ class SafeDir(Opened):
             raise fault(error, "link", self.within(name)) from None
         return made
 
+    def link_as_it_is(self, source: SafeDir, old: str, name: str, found: os.stat_result) -> os.stat_result:
+        """Give the file ``old`` in ``source``, which is ``found``, a second name here; returns what it is afterwards.
+
+        As :meth:`link`, without opening it.
+        """
+        target = raw(name)
+        try:
+            os.link(raw(old), target, src_dir_fd=source.fd, dst_dir_fd=self.fd, follow_symlinks=False)
+            made = os.stat(target, dir_fd=self.fd, follow_symlinks=False)
+            if not os.path.samestat(made, found):  # guard: A50 F59
+                os.unlink(target, dir_fd=self.fd)
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        except OSError as error:
+            raise fault(error, "link", self.within(name)) from None
+        return made
+
     def symlink(self, target: str, name: str) -> None:
         """Create a symlink with the text ``target``."""
         try:
@@ -243,6 +263,19 @@ class SafeDir(Opened):
         """Remove a name that is not a directory."""
         try:
             os.unlink(raw(name), dir_fd=self.fd)
+        except OSError as error:
+            raise fault(error, "unlink", self.within(name)) from None
+
+    def unlink_one_of_several(self, name: str) -> tuple[os.stat_result, os.stat_result]:
+        """Remove a name of a file that has others; returns what the file was before and what it is afterwards."""
+        try:
+            fd = patiently(os.open, raw(name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+            try:
+                before = os.fstat(fd)
+                os.unlink(raw(name), dir_fd=self.fd)
+                return before, os.fstat(fd)
+            finally:
+                let_go(fd, self.within(name))
         except OSError as error:
             raise fault(error, "unlink", self.within(name)) from None
 

@@ -11,7 +11,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import field
 from functools import cached_property
 from typing import TypeVar
 
@@ -19,13 +19,14 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from ciruela.disk.excludes import Excludes
-from ciruela.disk.hashcache import HashCache
+from ciruela.disk.hashcache import HashCache, Keys
 from ciruela.disk.walk import BACKLOG_FILES, PIECE_BYTES, SLICE_S, Large, Piece, Walk, piece_size
 from ciruela.index.digest import HashKind
 from ciruela.index.parse import parse
 from ciruela.index.tree import Index
 from ciruela.interfaces import InThread
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 
 T = TypeVar("T")
 
@@ -50,6 +51,7 @@ class Scan:
 
     ``excluded``: how many files and directories were left out by patterns, not counting what is in these directories; ``excluded_paths``
     names the first of them. ``unkept``: what of the files no image keeps, as :meth:`Unkept.told` says it.
+    ``seen``: by path, the keys (``hashcache.key_of``) of files of several blocks that can be told to be unchanged by them.
     """
 
     image: ImageId
@@ -63,6 +65,7 @@ class Scan:
     excluded: int = 0
     excluded_paths: tuple[str, ...] = ()
     unkept: tuple[str, ...] = ()
+    seen: Keys = field(default_factory=dict)
 
     @cached_property
     def index(self) -> Index:
@@ -78,6 +81,7 @@ def scan(
     now_s: Callable[[], float] = time.monotonic,
     caches: HashCache | None = None,
     excludes: Excludes | None = None,
+    wall_ns: Callable[[], int] = time.time_ns,
 ) -> Deferred[Scan]:
     """Index the directory ``root``. Symlinks may lead to it; none is followed below it.
 
@@ -86,7 +90,7 @@ def scan(
     which names the path and what to do, for what cannot be read, has no UTF-8 name, or changed meanwhile. Cancel to stop within one
     file.
     """
-    return _Scanner(Walk(root, kind, now_s, caches, excludes), in_thread, progress, now_s).start()
+    return _Scanner(Walk(root, kind, now_s, caches, excludes, wall_ns), in_thread, progress, now_s).start()
 
 
 class _Scanner:
@@ -215,7 +219,7 @@ class _Scanner:
         excluded, paths = self._walk.excluded, tuple(self._walk.excluded_paths)
         unkept = self._walk.unkept.told()
         numbers = total.dirs, total.files, total.symlinks, total.bytes
-        self._done.callback(Scan(image, data, warnings, *numbers, seconds, excluded, paths, unkept))
+        self._done.callback(Scan(image, data, warnings, *numbers, seconds, excluded, paths, unkept, self._walk.seen))
 
     def _not_built(self, failure: Failure) -> None:
         if not self._done.called:

@@ -6,18 +6,21 @@ import errno
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from itertools import islice
+from threading import Lock
 from typing import Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from ciruela.disk.commit import CommitResult, commit, prepare
 from ciruela.disk.executor import ENTRY_COST, SerialExecutor, Steps
+from ciruela.disk.hashrecord import HashRecord
 from ciruela.disk.layout import Place, Records
 from ciruela.disk.recovery import finish_aside
 from ciruela.disk.removal import remove_tree
-from ciruela.disk.reuse import Content, Reusing, writable
+from ciruela.disk.reuse import FILES_PER_STEP, Content, Reusing, writable
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.syscalls import downloading_steps
 from ciruela.disk.tree import Tree, split
@@ -25,10 +28,11 @@ from ciruela.disk.verify import as_it_should, good_blocks, names_by_directory
 from ciruela.index.tree import File, Index, Symlink
 from ciruela.interfaces import Reused
 from ciruela.model.bitfield import BlockSet
-from ciruela.model.config import STANDARD_MODES, Modes, Reuse, Tuning
+from ciruela.model.config import STANDARD_MODES, CommitCheck, Modes, Reuse, Tuning
 from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.upload import AbortReason
+from ciruela.model.values import dataclass
 from ciruela.model.versions import RetainedVersion, State
 from ciruela.model.vpath import VPath
 
@@ -80,15 +84,19 @@ class StagingHost(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StagingRules:
-    """The settings by which an image is put together: limits of the disk, how siblings are reused, the modes of what is created."""
+    """The settings by which an image is put together: limits of the disk, how siblings are reused, the modes of what is created.
+
+    Files that ``known`` knows are linked without being read; without it all are read.
+    """
 
     tuning: Tuning
     reuse: Reuse = Reuse.HARDLINK
     modes: Modes = STANDARD_MODES
+    known: HashRecord | None = None
 
 
 class StagingDir:
-    """Implements ``interfaces.Staging``. All its work runs on the lane of its path, one slice at a time."""
+    """Implements ``interfaces.Staging``. All its work runs on the lane of its path, one slice at a time; only blocks may come beside it."""
 
     _log = Logger()
 
@@ -111,6 +119,8 @@ class StagingDir:
         self._rules = rules
         self._closed = False
         self._room_checked = False
+        self._writing = Lock()
+        self._shut = False
 
     def _run(self, steps: Steps[T]) -> Deferred[T]:
         return self._lane.steps(downloading_steps(self._place.vpath, steps))
@@ -173,7 +183,8 @@ class StagingDir:
         return self._run(self._reuse(tuple(siblings)))
 
     def _reuse(self, siblings: Sequence[tuple[VPath, Index]]) -> Steps[Reused]:
-        return (yield from Reusing(self._content, self._rules.reuse, self._open_sibling, self._fits, self._rules.modes).run(siblings))
+        rules = self._rules
+        return (yield from Reusing(self._content, rules.reuse, self._open_sibling, self._fits, rules.modes, rules.known).run(siblings))
 
     def _open_sibling(self, vpath: VPath, image: ImageId) -> Tree | None:
         try:
@@ -191,29 +202,64 @@ class StagingDir:
         """As ``interfaces.Staging.write``. A block that the image has very often is written in several slices."""
         return self._run(self._write(tuple(blocks)))
 
+    def write_here(self, blocks: Sequence[tuple[int, Block]]) -> list[bool]:
+        """As ``interfaces.Staging.write_here``: beside the lane, and maybe in several threads at once."""
+        work = downloading_steps(self._place.vpath, self._write(blocks))
+        while True:
+            try:
+                next(work)
+            except StopIteration as end:
+                results: list[bool] = end.value
+                return results
+
     def _write(self, blocks: Sequence[tuple[int, Block]]) -> Steps[list[bool]]:
-        if not self._room_checked:
-            self._check_room()
-        content, blocks_of, hashed = self._content, self._content.blocks, self._index.kind.hasher
+        with self._writing:
+            if not self._room_checked:
+                self._check_room()
+        runs = self._content.blocks.runs([number for number, _ in blocks])
         results: list[bool] = []
-        for file_number, first, count in blocks_of.runs([number for number, _ in blocks]):
-            file, start = blocks_of.files[file_number], len(results)
-            fresh: list[Block] = []
-            for block, (number, data) in enumerate(blocks[start : start + count], first):
-                good = len(data) == file.block_size(block) and hashed(data).digest() == file.block_hash(block)  # guard: A7 F5 I1, without 2
-                results.append(good)
-                if good and not content.has(number):
-                    fresh.append(data)
-                elif fresh:
-                    content.put(file_number, block - len(fresh), *fresh)
-                    fresh = []
-            if fresh:
-                content.put(file_number, first + count - len(fresh), *fresh)
-            for good, (number, data) in zip(results[start:], blocks[start : start + count], strict=True):
-                if good and blocks_of.twins[number]:
-                    yield from self._write_twins(blocks_of.numbers(blocks_of.hash_of(number)), data)
-            yield sum(len(data) for _, data in blocks[start : start + count])
+        for file_number, first, count in runs:
+            come = blocks[len(results) : len(results) + count]
+            good = self._good(self._content.blocks.files[file_number], first, [data for _, data in come])
+            results += good
+            put = self._put(file_number, first, come, good)
+            while True:
+                # Hashing is outside of it: several threads can hash at the same time, one writes.
+                with self._writing:
+                    if self._shut:  # guard: I1
+                        raise DiskError(f"{self._place}: its staging directory was closed")
+                    cost = next(put, None)
+                if cost is None:
+                    break
+                yield cost
         return results
+
+    def _good(self, file: File, first: int, come: Sequence[Block]) -> list[bool]:
+        """Tells of each of the blocks of a file from ``first`` on if it is right."""
+        hashed = self._index.kind.hasher
+        found = [hashed(data).digest() for data in come]
+        # guard: A7 F5 I1, without 2
+        return [
+            len(data) == file.block_size(block) and one == file.block_hash(block)
+            for block, (data, one) in enumerate(zip(come, found, strict=True), first)
+        ]
+
+    def _put(self, file_number: int, first: int, come: Sequence[tuple[int, Block]], good: Sequence[bool]) -> Steps[None]:
+        """Writes those of the blocks of a file from ``first`` on that are ``good``, and not here, in as few calls as possible."""
+        content, blocks_of = self._content, self._content.blocks
+        fresh: list[Block] = []
+        for block, (right, (number, data)) in enumerate(zip(good, come, strict=True), first):
+            if right and not content.has(number):
+                fresh.append(data)
+            elif fresh:
+                content.put(file_number, block - len(fresh), *fresh)
+                fresh = []
+        if fresh:
+            content.put(file_number, first + len(come) - len(fresh), *fresh)
+        yield sum(len(data) for _, data in come)
+        for right, (number, data) in zip(good, come, strict=True):
+            if right and blocks_of.twins[number]:
+                yield from self._write_twins(blocks_of.numbers(blocks_of.hash_of(number)), data)
 
     def _write_twins(self, numbers: Sequence[int], data: Block) -> Steps[None]:
         """Write a block wherever else the image has it."""
@@ -239,7 +285,9 @@ class StagingDir:
     def prepare(self) -> Deferred[str]:
         """As ``interfaces.Staging.prepare``."""
         where = "/".join((self._place.base.rstrip("/"), *self._place.parents, self._place.staging(self._index.image)))
-        return self._run(prepare(self._tree, self._index, self._rules.modes)).addCallback(lambda _: where)
+        finished = self._content.finished
+        work = prepare(self._tree, self._index, self._rules.modes, None if finished is None else finished.as_left)
+        return self._run(work).addCallback(lambda _: where)
 
     def commit(self, state: State) -> Deferred[tuple[RetainedVersion, ...]]:
         """As ``interfaces.Staging.commit``."""
@@ -250,14 +298,30 @@ class StagingDir:
         return self._commit(state, again=True).addCallback(lambda _: None)
 
     def _commit(self, state: State, *, again: bool) -> Deferred[tuple[RetainedVersion, ...]]:
-        fsync, modes = self._rules.tuning.fsync, self._rules.modes
-        work = commit(self._records, self._place, self._tree, self._index, state, fsync, again=again, modes=modes)
+        tuning, modes, finished = self._rules.tuning, self._rules.modes, self._content.finished
+        spare = finished.spared if finished is not None and tuning.verify_before_commit is CommitCheck.METADATA else None
+        work = commit(self._records, self._place, self._tree, self._index, state, tuning.fsync, again=again, modes=modes, spare=spare)
         return self._run(work).addCallback(self._done)
 
     def _done(self, shown: CommitResult) -> tuple[RetainedVersion, ...]:
+        self._lane.steps(self._note()).addErrback(self._not_noted)
         self.close()
         self._host.staging_shown(self._place, self._index.image, shown.aside)
         return shown.retained
+
+    def _note(self) -> Steps[None]:
+        """Keep what the files of the image have in them, now that it is durable."""
+        known, finished = self._rules.known, self._content.finished
+        if known is None or finished is None:
+            return
+        contents = finished.contents()
+        while some := list(islice(contents, FILES_PER_STEP)):
+            known.note(self._tree.root, some)
+            yield FILES_PER_STEP * ENTRY_COST
+        known.save()
+
+    def _not_noted(self, failure: Failure) -> None:
+        self._log.error("{vpath}: what its files have in them is not recorded: {error}", vpath=str(self._place.vpath), error=failure.value)
 
     def close(self) -> None:
         """As ``interfaces.Staging.close``; descriptors in use by a thread are closed after it."""
@@ -268,7 +332,12 @@ class StagingDir:
                 self._host.staging_closed(self._place, self._index.image)
             return result
 
-        self._lane.do(self._tree.close).addBoth(ended)
+        self._lane.do(self._shut_down).addBoth(ended)
+
+    def _shut_down(self) -> None:
+        with self._writing:
+            self._shut = True
+            self._tree.close()
 
     def discard(self) -> Deferred[None]:
         """As ``interfaces.Staging.discard``."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from hashlib import blake2b
 from typing import TypeVar
@@ -28,6 +27,7 @@ from ciruela.model.errors import FormatError
 from ciruela.model.ids import image_id
 from ciruela.model.units import logged
 from ciruela.model.upload import Command
+from ciruela.model.values import dataclass
 from ciruela.model.versions import SIGNATURE_BYTES, SigEntry, State
 from ciruela.proto.bounded import loads
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby
@@ -22,6 +22,7 @@ from ciruela.disk.collection import Marks, collect
 from ciruela.disk.deletion import delete, prune
 from ciruela.disk.examine import TreeExamination
 from ciruela.disk.executor import ENTRY_COST, SerialExecutor, Steps
+from ciruela.disk.hashrecord import HashRecord
 from ciruela.disk.layout import NEW_STATE, STATE, BaseUnavailable, Place, Records, place
 from ciruela.disk.reader import Readers
 from ciruela.disk.recovery import finish_aside, settle_path
@@ -80,12 +81,14 @@ class Store:
         self._vetting = None if trust is None else Vetting(self._records, trust)
         self._trees = DeferredSemaphore(trees)
         self._staged: Counter[tuple[str, tuple[str, ...], str]] = Counter()
-        self._litter = DelayedDeletions(lambda place, name: self._staged[place.base, place.parents, name] > 0)
+        self._hashes = HashRecord(self._records)
+        self._litter = DelayedDeletions(lambda place, name: self._staged[place.base, place.parents, name] > 0, self._hashes)
         self._aside: dict[tuple[str, tuple[str, ...]], tuple[Place, list[SetAside]]] = {}
 
     def close(self) -> None:
-        """Close descriptors that are kept for serving blocks."""
+        """Close descriptors that are kept for serving blocks, and keep what is known of files."""
         self._readers.close()
+        self._hashes.save(now=True)
 
     def place(self, vpath: VPath) -> Place:
         """Finds the place at which the image at ``vpath`` stands, or is to stand. Raises DiskError when no config takes it."""
@@ -385,8 +388,11 @@ class Store:
                 if finish_aside(directory, place, parent):  # guard: K3.1 A43 I9
                     self._note_aside(parent, place)
             root = open_staging(parent, name)
-        rules = StagingRules(self._tuning, reuse, modes)
-        return StagingDir(self, self._records, place, Content(index, Tree(root)), lane, rules)
+        tuning = self._tuning
+        # A copy that is damaged has the ctime of the good one, so it is read before anything of it is used again.
+        trusting = tuning.trust_ctime and tuning.fsync is not Fsync.NONE and not repaired  # guard: A10 A50, without 3; A44 I1, without 2
+        rules = StagingRules(tuning, reuse, modes, self._hashes if trusting else None)
+        return StagingDir(self, self._records, place, Content(index, Tree(root), modes), lane, rules)
 
     def staging_closed(self, place: Place, image: ImageId) -> None:
         """As ``staging.StagingHost.staging_closed``: another image may be put together."""
@@ -464,7 +470,7 @@ class Store:
             except FileNotFoundError:
                 return
             with directory, place.open_parent() as parent:
-                yield from retained.discard(directory, parent, place)
+                yield from retained.discard(directory, parent, place, self._hashes)
 
         self._lane(place.vpath).steps(checked_steps(place.vpath, remove())).addErrback(self._not_removed, place)
 
@@ -473,7 +479,8 @@ class Store:
 
         def remove() -> Steps[None]:
             with place.open_parent() as parent:
-                yield from remove_tree(parent, name)
+                yield from remove_tree(parent, name, self._hashes)
+            self._hashes.save()
 
         def failed(failure: Failure) -> Failure:
             self._litter.left(place, name)
@@ -583,20 +590,20 @@ class Store:
             opened = tree.root.status()
             return (opened.st_dev, opened.st_ino) == (standing.st_dev, standing.st_ino)
 
-        return TreeExamination(vpath, index, self._lane(vpath), open_tree, current, lambda: self._modes_of(self.place(vpath), index.image))
+        modes = lambda: self._modes_of(self.place(vpath), index.image)  # noqa: E731
+        return TreeExamination(vpath, index, self._lane(vpath), open_tree, current, modes, self._hashes.void)
 
-    def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int], make: Callable[[list[Block | None]], T]) -> Deferred[T]:
+    def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int]) -> list[Block | None]:
         """As ``interfaces.Disk.read_blocks``. An image that is not committed is read from its staging directory."""
 
-        def read() -> T:
+        def read() -> list[Block | None]:
             place = self.place(vpath)
             try:
-                found = self._readers.read(place, index, numbers, lambda: self._open_image(place, index.image))
+                return self._readers.read(place, index, numbers, lambda: self._open_image(place, index.image))
             except (BaseUnavailable, FileNotFoundError, NotADirectoryError):
-                found = [None] * len(numbers)
-            return make(found)
+                return [None] * len(numbers)
 
-        return self._in_thread(checked, vpath, read)
+        return checked(vpath, read)
 
     def _open_image(self, place: Place, image: ImageId) -> SafeDir:
         with place.open_parent() as parent:

@@ -89,6 +89,12 @@ UNSUPPORTED = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
 CANNOT_CLONE = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS})
 """Errnos of a file system in which files cannot share space. Others (EINVAL, EXDEV) speak of this range or these files alone."""
 
+LOCAL = frozenset({0xEF53, 0x58465342, 0x9123683E, 0x2FC12FC1, 0xF2F52010, 0xCA451A4E, 0x01021994, 0x858458F6, 0x794C7630})
+"""Types of file systems whose ctime can be relied on: ext2 to ext4, xfs, btrfs, zfs, f2fs, bcachefs, tmpfs, ramfs, overlay (statfs(2)).
+
+Not those on a network, which may tell times that are some seconds old or those of another clock, and not those without a ctime on the disk.
+"""
+
 _FICLONERANGE = 0x4020940D
 """_IOW(0x94, 13, struct file_clone_range) of linux/fs.h."""
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred, succeed
 
@@ -26,6 +25,7 @@ from ciruela.interfaces import InThread, KeepList, NowMs
 from ciruela.model.config import DirConfig
 from ciruela.model.errors import DiskError, FormatError
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath, leads_to
 

@@ -31,6 +31,10 @@ Visit = Callable[[OpenFile | SafeDir, os.stat_result, int], None]
 """Called with what was found good, what it is, and the permission bits that it should have."""
 
 
+Spare = Callable[[int, SafeDir, str, int], bool]
+"""Tells whether a file need not be opened: its number in the index, the directory that it is in, its name there, the device of the tree."""
+
+
 class Mismatch(Exception):
     """The tree is not what the index says; the message says where."""
 
@@ -86,11 +90,18 @@ def blocks_in(data: bytes, wanted: File, kind: HashKind, first: int, count: int)
     return found
 
 
-def good_blocks(opened: OpenFile, wanted: File, kind: HashKind) -> Steps[list[int]]:
-    """The numbers, within the file, of the blocks that are as the index says. What lies behind the end is not looked at."""
+def good_blocks(opened: OpenFile, wanted: File, kind: HashKind, *, from_disk: bool = False) -> Steps[list[int]]:
+    """The numbers, within the file, of the blocks that are as the index says. What lies behind the end is not looked at.
+
+    ``from_disk``: the kernel's memory is no proof, as far as it can be left aside. Others who read the file notice little: each piece is
+    back in memory at once.
+    """
     good: list[int] = []
     for begin in range(0, wanted.size, READ_BYTES):
-        data = opened.read_at(min(READ_BYTES, wanted.size - begin), begin)
+        size = min(READ_BYTES, wanted.size - begin)
+        if from_disk:
+            opened.uncache(size, begin)
+        data = opened.read_at(size, begin)
         yield max(len(data), ENTRY_COST if begin == 0 else 1)
         good += good_in(data, wanted, kind, begin // BLOCK_BYTES)
     return good
@@ -106,10 +117,16 @@ def names_by_directory(index: Index) -> dict[str, list[str]]:
     return found
 
 
-def check(tree: Tree, index: Index, visit: Visit, modes: Modes = STANDARD_MODES, *, hashed: bool = True) -> Steps[None]:
-    """Go through ``index`` and compare everything; blocks only if ``hashed``. Raises Mismatch, OSError (a read error is no mismatch)."""
+def check(
+    tree: Tree, index: Index, visit: Visit, modes: Modes = STANDARD_MODES, *, hashed: bool = True, spare: Spare | None = None
+) -> Steps[None]:
+    """Go through ``index`` and compare everything; blocks only if ``hashed``. Raises Mismatch, OSError (a read error is no mismatch).
+
+    Files that ``spare`` speaks for are neither opened nor visited.
+    """
     below = names_by_directory(index)
     device = tree.root.status().st_dev
+    number = -1
     for directory in index.directories:
         yield ENTRY_COST
         here = _directory(tree, directory)
@@ -124,6 +141,11 @@ def check(tree: Tree, index: Index, visit: Visit, modes: Modes = STANDARD_MODES,
         if directory.path != "/":
             visit(here, status, modes.dir_bits)
         for entry in directory.entries:
+            if isinstance(entry, File):
+                number += 1
+                if spare is not None and spare(number, here, entry.path[start:], device):
+                    yield ENTRY_COST
+                    continue
             match entry:
                 case File() if not hashed:
                     yield ENTRY_COST

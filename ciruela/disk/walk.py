@@ -12,8 +12,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from operator import itemgetter, or_
 
@@ -23,6 +23,7 @@ from ciruela.disk.hashcache import (
     CachedDirectory,
     DirKey,
     HashCache,
+    LocalDevices,
     OneCache,
     by_name,
     join_names,
@@ -31,7 +32,7 @@ from ciruela.disk.hashcache import (
     rested_key,
     split_names,
 )
-from ciruela.disk.openfile import OpenFile
+from ciruela.disk.openfile import TICK_NS, OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.emit import Writer, file_line, link_line
@@ -39,6 +40,7 @@ from ciruela.index.names import MAX_COMPONENT_BYTES, MAX_DEPTH, MAX_PATH_BYTES, 
 from ciruela.model.errors import BadIndex, DiskError
 from ciruela.model.ids import ImageId
 from ciruela.model.units import count
+from ciruela.model.values import dataclass
 
 MOST_LINKED = 200_000
 """Files with several names that are remembered; beyond, further names of new ones are not counted."""
@@ -191,8 +193,15 @@ class Walk:
     """The walk: iterative, by directory fds, nothing followed. Runs in one thread at a time."""
 
     def __init__(
-        self, root: str, kind: HashKind, now_s: Callable[[], float], caches: HashCache | None = None, excludes: Excludes | None = None
+        self,
+        root: str,
+        kind: HashKind,
+        now_s: Callable[[], float],
+        caches: HashCache | None = None,
+        excludes: Excludes | None = None,
+        wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
+        """``seen`` gets the keys of files of several blocks that stood still when the walk began: while one has its key, it is the same."""
         self._root = root
         self._kind = kind
         self._hasher = kind.hasher
@@ -204,12 +213,16 @@ class Walk:
         self._work = self._steps()
         self._places: list[_WalkedDirectory] = []
         self._rested_ns = 0
+        self._local = LocalDevices()
+        self._still_ns = 0  # 0: what is in the directory at hand cannot be told by its times
+        self._stands_still_ns = wall_ns() - TICK_NS
         self.stopped = False
         self.ended = False
         self.warnings: list[str] = []
         self.unkept = Unkept()
         self.excluded = 0
         self.excluded_paths: list[str] = []
+        self.seen: dict[str, bytes] = {}
         self.dirs = 0
         self.files = 0
         self.symlinks = 0
@@ -311,10 +324,10 @@ class Walk:
 
     def _known(self, directory: SafeDir) -> tuple[DirKey | None, CachedDirectory | None]:
         """Gives the key of the directory, None unless the cache may keep it, and its cached content."""
-        if self._cache is None:
-            return None, None
         status = directory.status()
-        if not self._cache.covers(directory, status.st_dev):  # guard: I7
+        local = self._local.has(directory, status.st_dev)
+        self._still_ns = self._stands_still_ns if local else 0  # guard: F54, local -> True
+        if self._cache is None or not local:  # guard: I7, without 2
             return None, None
         key = status.st_dev, status.st_ino
         return key, self._cache.known.get(key)
@@ -340,6 +353,9 @@ class Walk:
         found = list(stats(directory, names))
         if keys_of(found) != known.keys:
             return False
+        for name, status in zip(names, found, strict=True):
+            if status.st_size > BLOCK_BYTES:
+                self._saw(frame.prefix + name, status)
         self.unkept.files(frame.prefix, names, found)  # guard: W4, self.unkept.files(frame.prefix, names, found) -> del found
         self._excluded(leave_out)
         return True
@@ -398,6 +414,7 @@ class Walk:
                 listed.keys[name], line = old
                 if not is_link:
                     self.unkept.file(found, self._at)
+                    self._saw(self._at, found)
                 self._took(listed, line, None if is_link else found.st_size)
                 return None
         if is_link:
@@ -407,6 +424,7 @@ class Walk:
             return None
         data, found, after = read_small(directory, entry, LARGE_BYTES, self._opened)
         listed.keys[name] = rested_key(found, self._rested_ns)
+        self._saw(self._at, found)
         if isinstance(data, OpenFile):
             large = Large(data, self._at, found)
             listed.lines.append(large)
@@ -419,6 +437,11 @@ class Walk:
         hashes = self._hasher(data).digest() if 0 < size <= BLOCK_BYTES else self._block_hashes(data)
         self._took(listed, file_line(escape(name), _executable(found), size, hashes), size)
         return None
+
+    def _saw(self, path: str, found: os.stat_result) -> None:
+        """Note a file that can be told to be the same later on; one of a single block is hashed as soon as it is looked at."""
+        if found.st_size > BLOCK_BYTES and found.st_ctime_ns < self._still_ns and stat.S_ISREG(found.st_mode):  # guard: F54, without 2
+            self.seen[path] = key_of(found)
 
     def _opened(self, fd: int, status: os.stat_result) -> None:
         try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -68,6 +69,7 @@ class ImageExchange:
         self._vpath, self._image = vpath, image
         self._refused: BoundedMap[Address, float] = BoundedMap(MOST_REFUSED)
         self._joined_s: dict[Key, float] = {}
+        self._flushes: IDelayedCall | None = None
 
     # -- neighbors ----------------------------------------------------------------------------------------------------------------
 
@@ -88,7 +90,7 @@ class ImageExchange:
             if address not in self.policy.neighbors and now_s >= self._refused.get(address, 0.0):
                 self._join(address)
                 missing -= 1
-        self.flush()
+        self.soon()
 
     def _join(self, key: Key) -> None:
         self.policy.join(key, takes_part=isinstance(key, Address))
@@ -110,7 +112,7 @@ class ImageExchange:
         self._joined_s.pop(key, None)
         self._elsewhere()
         self.policy.heard(key, news, now_s)
-        self.flush()
+        self.soon()
         return bool(news.has or news.takes or news.freed or news.offers or news.answers)
 
     def leave(self, key: Key) -> None:
@@ -119,7 +121,7 @@ class ImageExchange:
         if self.taker is not None:
             self.taker.release(self.policy.coming_from(key))
         self.policy.leave(key, self._clock.seconds())
-        self.flush()
+        self.soon()
 
     # -- pieces -------------------------------------------------------------------------------------------------------------------
 
@@ -131,22 +133,38 @@ class ImageExchange:
     def arrived(self, key: object, pieces: int) -> None:
         """Pieces (a set) are whole here; ``key`` gave them."""
         self.policy.arrived(key, pieces, self._clock.seconds())  # type: ignore[arg-type]
-        self.flush()
+        self.soon()
 
     def failed(self, key: object, pieces: int, *, busy: bool = False) -> None:
         """Nothing came of these pieces, or wrong bytes; or who was asked is ``busy``."""
         self.policy.failed(key, pieces, self._clock.seconds(), busy=busy)  # type: ignore[arg-type]
-        self.flush()
+        self.soon()
 
     def sent(self, key: Key, numbers: Iterable[int], given: bool) -> None:
         """The answer with these blocks was sent to a neighbor, or they were refused."""
         self.policy.sent(key, self.pieces.of_blocks(numbers), self._clock.seconds(), given=given)
-        self.flush()
+        self.soon()
 
     # -- what is said -------------------------------------------------------------------------------------------------------------
 
+    def soon(self) -> None:
+        """Says what there is to say in the next turn: what comes in one turn of the reactor is answered in one message to each."""
+        if self._flushes is None:
+            self._flushes = self._clock.callLater(0, self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._flushes = None
+        self.flush()
+
+    def stop(self) -> None:
+        """Says nothing more."""
+        if self._flushes is not None:
+            self._flushes.cancel()
+            self._flushes = None
+
     def flush(self, news_before_s: float = float("-inf")) -> None:
         """Says what there is to say, and fetches what was taken."""
+        self.stop()
         for key, news in self.policy.messages(self._clock.seconds(), news_before_s):
             self._node.say(key, self._vpath, self._image, news)
             taken = 0
@@ -204,6 +222,7 @@ class PieceExchanges:
     def _look(self) -> None:
         for key, exchange in list(self._running.items()):
             if not exchange.look():
+                exchange.stop()
                 self._running.pop(key, None)
 
     def begin(self, vpath: VPath, image: ImageId, pieces: Pieces, have: int, taker: Taker) -> ImageExchange:
@@ -216,6 +235,7 @@ class PieceExchanges:
         """Ends one: nothing is given from here any more."""
         exchange = self._running.pop((vpath, image), None)
         if exchange is not None:
+            exchange.stop()
             for key in exchange.policy.neighbors:
                 self.say(key, vpath, image, PieceNews(leaves=True))
 
@@ -286,4 +306,6 @@ class PieceExchanges:
     def stop(self) -> None:
         """Ends all."""
         self._looks.stop()
+        for exchange in self._running.values():
+            exchange.stop()
         self._running.clear()

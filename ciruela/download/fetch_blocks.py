@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -42,7 +42,7 @@ from ciruela.model.errors import Busy, DiskError, DownloadFailed, RemoteError
 from ciruela.model.ids import Block, MachineId
 from ciruela.model.upload import AbortReason
 from ciruela.proto.forms import MAX_BULK
-from ciruela.proto.messages import MOST_BULK_BYTES, BlockHint, GetBlock, GetBlocks, GetShare, Request, Response, ShareData
+from ciruela.proto.messages import MOST_BULK_BYTES, BlockHint, BlocksData, GetBlock, GetBlocks, GetShare, Request, Response, ShareData
 from ciruela.runtime import Batcher, RateLimitedLog, within
 
 STEP = 0.6180339887498949
@@ -139,10 +139,14 @@ STALLED_S = 10.0
 GIVE_UP_S = 3600.0
 """No good block for so long: the download is given up (threats A56)."""
 
+WIDE_BYTES = 4 * 1024 * 1024
+"""With more bytes missing, a bulk connection to a neighbor is worth its handshake."""
+
 SHARED_ABOVE = 64
 """Blocks: so few (2 MiB) a node may ask a client for without asking which of them are its share."""
 
 NUDGE_S = 0.01
+"""News of who can give something is acted on at once, and further news at most so often: all that came meanwhile together."""
 
 STARVING_S = 0.5
 FED_S = 5.0
@@ -165,7 +169,7 @@ MOST_UNWRITTEN = 8 * 1024 * 1024
 """Bytes that were received and are not written yet; with more, nothing new is asked for."""
 
 
-class Exchanges(Protocol):
+class ExchangePort(Protocol):
     """Port to the exchanges of this node, for one download."""
 
     def begin(self, taker: Taker, /) -> ImageExchange:
@@ -184,6 +188,9 @@ class Sink(Protocol):
     def write(self, blocks: Sequence[tuple[int, Block]]) -> Deferred[list[bool]]:
         """As ``interfaces.Staging.write``."""
 
+    def write_here(self, blocks: Sequence[tuple[int, Block]]) -> list[bool]:
+        """As ``interfaces.Staging.write_here``."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FetchContext:
@@ -197,7 +204,7 @@ class FetchContext:
     totals: Totals
     passing: BlockRelayCache
     me: bytes = b""
-    exchanges: Exchanges | None = None
+    exchanges: ExchangePort | None = None
 
 
 class BlockFetch:
@@ -227,7 +234,7 @@ class BlockFetch:
         self._passing = context.passing
         self._exchanges = context.exchanges
         self._exchange: ImageExchange | None = None
-        self._takes_offers = False
+        self._takes_offers = self._wide = False
         self._turns = PieceAssignment(context.me, plan.pieces.count)
         self._lookout = AvailabilitySubscription(vpath, index.image, plan.pieces, clock, self._soon)
         self._sources = Sources(plan.pieces)
@@ -240,7 +247,7 @@ class BlockFetch:
         self._looks_for_late = False
         self._nudged: IDelayedCall | None = None
         self._candidates_changed = False
-        self._starving_until_s = self._busy_s = -math.inf
+        self._nudged_s = self._starving_until_s = self._busy_s = -math.inf
         self._tick: IDelayedCall | None = None
         self._pumping = False
         self._ended = False
@@ -254,6 +261,7 @@ class BlockFetch:
             self._exchange = self._exchanges.begin(self)
             # Of so little everything is asked for at once, for offers would cost a round more; what is here is offered to others.
             self._takes_offers = self._plan.missing > SHARED_ABOVE
+            self._wide = self._plan.unasked(self._plan.wanted) > WIDE_BYTES
         self._beat()
         return self._done
 
@@ -263,16 +271,17 @@ class BlockFetch:
         return not self._plan.done and self._clock.seconds() - self.last_good_s >= STALLED_S
 
     def nudge(self) -> None:
-        """There is news of who can give something. Several within NUDGE_S are dealt with together."""
+        """There is news of who can give something."""
         self._candidates_changed = True
         self._soon()
 
     def _soon(self) -> None:
         if not self._ended and self._nudged is None:
-            self._nudged = self._clock.callLater(NUDGE_S, self._take_news)
+            self._nudged = self._clock.callLater(max(0.0, self._nudged_s + NUDGE_S - self._clock.seconds()), self._take_news)
 
     def _take_news(self) -> None:
         self._nudged = None
+        self._nudged_s = self._clock.seconds()
         if self._candidates_changed:
             self._candidates_changed = False
             self._update()
@@ -329,10 +338,12 @@ class BlockFetch:
         now_s = self._clock.seconds()
         source = self._sources.of(self._exchanges.candidate(key), now_s)
         numbers = self._plan.claim(pieces, source.candidate.key, now_s)
+        if self._wide:
+            source.candidate.widen()
         chunk: list[int] = []
         size = 0
         for number in numbers:
-            more = self._plan.bytes_of((number,))
+            more = self._plan.size_of(number)
             if chunk and (size + more > MOST_BULK_BYTES or len(chunk) >= MAX_BULK):
                 self._ask(source, chunk)
                 chunk, size = [], 0
@@ -460,12 +471,18 @@ class BlockFetch:
         deadline_s = source.deadline_s(size, self._sources.usual_rate(source))
         source.in_flight += size
         began_s = self._clock.seconds()
-        asked = source.candidate.ask(self._request(source, numbers))
+        request = self._request(source, numbers)
+        asked: Deferred[Any] | None = None
+        if isinstance(request, GetBlocks):
+            asked = source.candidate.fetch(request, functools.partial(self._land, numbers))
+        take: Callable[..., Any] = self._write if asked is None else self._landed
+        if asked is None:
+            asked = source.candidate.ask(request)
         self._asked.add(asked)
         # guard: A58 F52, within(asked, deadline_s, self._clock) -> asked
         (
             within(asked, deadline_s, self._clock)
-            .addCallback(self._write, source, numbers, began_s)
+            .addCallback(take, source, numbers, began_s)
             .addCallback(self._written, source, began_s)
             .addErrback(self._failed, source, numbers, began_s)
             .addBoth(self._answered, asked, source, size)
@@ -482,17 +499,34 @@ class BlockFetch:
     def _write(
         self, response: Response, source: PeerCandidate, numbers: list[int], began_s: float
     ) -> Deferred[tuple[list[tuple[int, bool]], BlockAnswer]]:
-        answer = relaycache.read(response, numbers, self._plan.pieces, self._plan.bytes_of)
+        answer = relaycache.read(response, numbers, self._plan.pieces, self._plan.size_of)
+        size = self._came(answer, source, numbers, began_s)
+        self._writing += size
+        writing: Deferred[list[tuple[int, bool]]] = self._writes.submit(answer.blocks)
+        writing.addBoth(self._rested, size)
+        return writing.addCallback(lambda written: (written, answer))
+
+    def _came(self, answer: BlockAnswer, source: PeerCandidate, numbers: list[int], began_s: float) -> int:
+        """Counts the bytes of an answer, and takes note of what it lacks."""
         size = sum(len(data) for _, data in answer.blocks)
         self._totals.received_bytes += size
         source.packing.gave(size, self._clock.seconds())
         if len(answer.blocks) < len(numbers):
             here = {number for number, _ in answer.blocks}
             self._lacking(source, [number for number in numbers if number not in here], "it does not have it", began_s)
-        self._writing += size
-        writing: Deferred[list[tuple[int, bool]]] = self._writes.submit(answer.blocks)
-        writing.addBoth(self._rested, size)
-        return writing.addCallback(lambda written: (written, answer))
+        return size
+
+    def _land(self, numbers: list[int], response: BlocksData) -> tuple[list[tuple[int, bool]], BlockAnswer]:
+        """Checks and writes an answer, in the thread that received it."""
+        answer = relaycache.read(response, numbers, self._plan.pieces, self._plan.size_of)
+        good = self._staging.write_here(answer.blocks)
+        return [(number, right) for (number, _), right in zip(answer.blocks, good, strict=True)], answer
+
+    def _landed(
+        self, done: tuple[list[tuple[int, bool]], BlockAnswer], source: PeerCandidate, numbers: list[int], began_s: float
+    ) -> tuple[list[tuple[int, bool]], BlockAnswer]:
+        self._came(done[1], source, numbers, began_s)
+        return done
 
     def _write_all(self, groups: list[list[tuple[int, Block]]]) -> Deferred[list[list[tuple[int, bool]]]]:
         """One job for what came in several answers."""

@@ -102,6 +102,7 @@ class PeerSelection:
             incoming=lambda: link.incoming,
             close=link.close,
             exchanges=link.exchanges,
+            fetch=link.fetch,
         )
 
     def neighbor(self, key: Address | Connection, others: Sequence[Wanting]) -> Candidate:
@@ -124,6 +125,8 @@ class PeerSelection:
             served=served,
             incoming=lambda: self._wire.incoming(address),
             exchanges=not hearsay and self._wire.exchanges(address) is not False,
+            widen=lambda: self._wire.widen(address),
+            fetch=lambda request, land: self._wire.fetch(address, request, land),
         )
 
     def _neighbors(self, wanting: Wanting, useful: list[Address]) -> list[Address]:

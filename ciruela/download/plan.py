@@ -195,6 +195,10 @@ class BlockPlan:
             size += self._queued_bytes[lowest.bit_length() - 1]
         return size
 
+    def size_of(self, number: int) -> int:
+        """The size of a block."""
+        return self._sizes[number]
+
     def bytes_of(self, numbers: Iterable[int]) -> int:
         """The size of these blocks together."""
         return sum(map(self._sizes.__getitem__, numbers))

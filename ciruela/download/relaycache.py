@@ -29,8 +29,8 @@ class BlockAnswer:
     parts: list[tuple[tuple[int, ...], BlockPart]]
 
 
-def read(response: Response, numbers: Sequence[int], pieces: Pieces, bytes_of: Callable[[Sequence[int]], int]) -> BlockAnswer:
-    """Reads what ``response`` gives of the blocks ``numbers``, which were asked for. ``bytes_of`` tells the size of blocks together.
+def read(response: Response, numbers: Sequence[int], pieces: Pieces, size_of: Callable[[int], int]) -> BlockAnswer:
+    """Reads what ``response`` gives of the blocks ``numbers``, which were asked for. ``size_of`` tells the size of a block.
 
     Raises RemoteError for an answer to something else.
     """
@@ -44,12 +44,12 @@ def read(response: Response, numbers: Sequence[int], pieces: Pieces, bytes_of: C
                 return BlockAnswer([(number, b"") for group in groups for number in group], [])
             blocks: list[tuple[int, Block]] = []
             for group, part in zip(groups, parts, strict=True):
-                plain = memoryview(_plain(part, bytes_of(group)))
+                sizes = list(map(size_of, group))
+                plain = memoryview(_plain(part, sum(sizes)))
                 at = 0
-                for number in group:
-                    end = at + bytes_of((number,))
-                    blocks.append((number, plain[at:end]))
-                    at = end
+                for number, size in zip(group, sizes, strict=True):
+                    blocks.append((number, plain[at : at + size]))
+                    at += size
             return BlockAnswer(blocks, list(zip(groups, parts, strict=True)))
     # guard: A24, raise RemoteError("the answer to a request for blocks is something else" -> return BlockAnswer([], []
     raise RemoteError("the answer to a request for blocks is something else")

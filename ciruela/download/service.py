@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from ciruela.download.exchange import PieceExchanges
 from ciruela.download.machine import Committing
-from ciruela.download.peers import DownloadGossip, PeerSelection
+from ciruela.download.peers import PeerSelection
 from ciruela.download.relaycache import BlockRelayCache
 from ciruela.download.repair import LostIndex, Repair
 from ciruela.download.serving import Catalog
@@ -24,8 +24,8 @@ from ciruela.interfaces import Address, NodeContext, Pending
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import AbortReason
 from ciruela.model.vpath import VPath
+from ciruela.proto.messages import ImageContent
 from ciruela.tracking.ledger import Ledger
-from ciruela.tracking.subscriptions import Subscriptions
 
 SUPERSEDABLE_S = 120.0
 """A download that got nothing for so long gives way to a newer upload; the reference gives up after as much (protocol section 5.9)."""
@@ -40,8 +40,7 @@ class Downloads:
     # Required parameters
     context: NodeContext
     ledger: Ledger
-    watches: Subscriptions
-    gossip: DownloadGossip
+    peers: PeerSelection
     outcome: DownloadListener
     catalog: Catalog
     exchanges: PieceExchanges
@@ -60,7 +59,7 @@ class Downloads:
         self._shared = DownloadContext(
             context,
             self.ledger,
-            PeerSelection(self.watches, context.wire, self.gossip, context.rng),
+            self.peers,
             Siblings(context.configs, self.ledger, self.catalog),
             self.outcome,
             self.gate,
@@ -71,9 +70,9 @@ class Downloads:
             self.exchanges,
         )
 
-    def start(self, pending: Pending, hints: tuple[Address, ...] = ()) -> None:
-        """Begin to fetch what is pending; ``hints`` are nodes that spoke of it."""
-        download = Download(self._shared, pending.vpath, pending.state.image, set(hints))
+    def start(self, pending: Pending, hints: tuple[Address, ...] = (), content: ImageContent | None = None) -> None:
+        """Begin to fetch what is pending; ``hints`` are nodes that spoke of it, ``content`` came with its order."""
+        download = Download(self._shared, pending.vpath, pending.state.image, set(hints), content)
         self._log.info("fetching {image} for {vpath}", image=download.image.hex(), vpath=str(download.vpath))
         self._running[download.vpath] = download
         download.events.begin()

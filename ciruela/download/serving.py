@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 
 from ciruela.download.relaycache import BlockRelayCache
 from ciruela.index.tree import Index
-from ciruela.interfaces import Disk, InThread
+from ciruela.interfaces import BlockGiving, Disk, InThread
 from ciruela.model.errors import SLOW_DOWN, Busy, RemoteError
 from ciruela.model.ids import Block, ImageId
 from ciruela.model.vpath import VPath
@@ -126,13 +126,10 @@ def _nothing() -> None:
 
 
 class TreeReader(Protocol):
-    """Port to the tree of one image."""
+    """Port to the tree of one image. Blocking: for threads, of which several may read at once."""
 
-    def __call__(self, numbers: Sequence[int], make: Callable[[list[Block | None]], T], /) -> Deferred[T]:
-        """Reads blocks by their numbers, in a thread, and fires with what ``make`` makes of them there.
-
-        Each is verified; None stands for one that is not here, or wrong.
-        """
+    def __call__(self, numbers: Sequence[int], /) -> list[Block | None]:
+        """Reads blocks by their numbers. Each is verified; None stands for one that is not here, or wrong."""
 
 
 class BlockServer:
@@ -147,7 +144,7 @@ class BlockServer:
         self._read = read
         self._in_thread = in_thread
         self._passing = passing
-        self._singles: Batcher[int, Block | None] = Batcher(lambda numbers: read(numbers, list), READS_PER_JOB)
+        self._singles: Batcher[int, Block | None] = Batcher(lambda numbers: in_thread(read, numbers), READS_PER_JOB)
 
     def one(self, request: GetBlock, missed: Callable[[], None] = _nothing) -> Deferred[Block | None]:
         """Fires with the block of that hash, None when it cannot be given; ``missed`` is told when the image has it all the same.
@@ -169,8 +166,11 @@ class BlockServer:
 
         return self._singles.submit(number).addCallback(given)
 
-    def many(self, request: GetBlocks) -> Deferred[BlocksData]:
-        """Fires with the blocks that can be given. Raises RemoteError for what the image has not, or an answer may not hold."""
+    def many(self, request: GetBlocks, made: Callable[[BlocksData], object]) -> BlockGiving:
+        """Prepares to give those of some blocks that are here; ``made`` as in ``interfaces.BlockGiving``.
+
+        Raises RemoteError for what the image has not, or an answer may not hold.
+        """
         numbers = request.numbers
         if numbers and numbers[-1] >= self.index.block_count:  # guard: A2 F3 A29 I13
             raise RemoteError(f"there is no block {numbers[-1]}")
@@ -180,7 +180,8 @@ class BlockServer:
         passed = [None if self._passing is None else self._passing.get(request.image, group, request.packed) for group in groups]
         rest = [number for group, known in zip(groups, passed, strict=True) if known is None for number in group]
 
-        def join(found: list[Block | None]) -> BlocksData:
+        def make() -> BlocksData:
+            found = self._read(rest) if rest else []
             parts: list[BlockPart] = []
             data = iter(found)
             for group, known in zip(groups, passed, strict=True):
@@ -190,7 +191,7 @@ class BlockServer:
                     parts.append(compression.part(b"".join(here), request.packed))
             return BlocksData(tuple(parts), tuple([number for number, block in zip(rest, found, strict=True) if block is None]))
 
-        return self._read(rest, join) if rest else succeed(join([]))
+        return BlockGiving(make, made, bool(rest))
 
 
 def _nobody(_vpath: VPath, _image: ImageId) -> None:
@@ -262,7 +263,22 @@ class BlockService:
         return self._first(request, vpath, self._images(vpath))
 
     def give_many(self, request: GetBlocks) -> Deferred[Response]:
-        """Fires with the blocks that are here; fails with RemoteError for an image that is not, or more than an answer may hold."""
+        """Fires with the blocks that are here; fails as :meth:`giving`."""
+
+        def give(giving: BlockGiving) -> Deferred[Response]:
+            def made(answer: BlocksData) -> Response:
+                giving.made(answer)
+                return answer
+
+            return (self._in_thread(giving.make) if giving.reads else succeed(giving.make())).addCallback(made)
+
+        return self.giving(request).addCallback(give)
+
+    def giving(self, request: GetBlocks) -> Deferred[BlockGiving]:
+        """Fires with how to give what is here of some blocks.
+
+        Fails with RemoteError for an image that is not here, or more than an answer may hold.
+        """
         try:
             vpath = VPath.parse(request.path)
         except ValueError as error:
@@ -270,18 +286,17 @@ class BlockService:
         if request.image not in self._images(vpath):  # guard: A2 F3 I13
             return fail(RemoteError("image not found"))
 
-        def ask(server: BlockServer | None) -> Deferred[BlocksData]:
+        def prepare(server: BlockServer | None) -> BlockGiving:
             if server is None:
                 raise RemoteError("its index is not here")
-            return server.many(request)
+            return server.many(request, count)
 
-        def count(answer: BlocksData) -> Response:
+        def count(answer: BlocksData) -> None:
             if answer.lacks:  # guard: A10 F51
                 self._missed(vpath, request.image)
             self._count(vpath, len(request.numbers) - len(answer.lacks), sum([len(one.data) for one in answer.parts]))
-            return answer
 
-        return self._server(vpath, request.image).addCallback(ask).addCallback(count)
+        return self._server(vpath, request.image).addCallback(prepare)
 
     def _count(self, vpath: VPath, blocks: int, size: int) -> None:
         self._served.add(vpath)

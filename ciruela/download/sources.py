@@ -14,12 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from twisted.internet.defer import Deferred
 
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.model.bitfield import Pieces
-from ciruela.proto.messages import MOST_BULK_BYTES, Request, Response
+from ciruela.proto.messages import MOST_BULK_BYTES, BlocksData, GetBlocks, Request, Response
 
 FAST_BYTES_S = 96 * 1024 * 1024
 """Below that a link, or the disk behind it, is what blocks wait for."""
@@ -77,6 +78,7 @@ class CompressionChoice:
 
 
 Ask = Callable[[Request], Deferred[Response]]
+Fetch = Callable[[GetBlocks, Callable[[BlocksData], Any]], Deferred[Any] | None]
 
 MOST_WINDOW = 4 * 1024 * 1024
 """Bytes in flight per source: where loopback and LAN throughput flattens. Half as much where single blocks are asked for."""
@@ -143,6 +145,14 @@ def _nothing_comes() -> int:
     return 0
 
 
+def _not_widened() -> None:
+    """There is nothing to be made wider."""
+
+
+def _not_fetched(_request: GetBlocks, _land: Callable[[BlocksData], Any]) -> None:
+    """There is no bulk connection."""
+
+
 def _left_open(_reason: str) -> None:
     """The pool of connections ends those to nodes by itself."""
 
@@ -155,6 +165,7 @@ class Candidate:
     MOST_WINDOW where several downloads share a connection. ``bulk``: it understands GetBlocks. ``machine``: which node it is, if that is
     known; ``served``: a client gives to it. ``incoming``: the bytes that are here of the message that is on its way from there. ``close``
     ends the connection of a client that does not give what it was asked for. ``exchanges``: pieces are offered by it, and not asked for.
+    ``widen`` opens a bulk connection, ``fetch`` asks over it, as those of ``interfaces.Connection``.
     """
 
     key: object
@@ -170,6 +181,8 @@ class Candidate:
     incoming: Callable[[], int] = _nothing_comes
     close: Callable[[str], None] = _left_open
     exchanges: bool = False
+    widen: Callable[[], None] = _not_widened
+    fetch: Fetch = _not_fetched
 
 
 @dataclass

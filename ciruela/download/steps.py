@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import ParamSpec, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, gatherResults, succeed
@@ -16,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.download.exchange import ImageExchange, Key, PieceExchanges, Taker
-from ciruela.download.fetch_blocks import BlockFetch, Exchanges, FetchContext
+from ciruela.download.fetch_blocks import BlockFetch, ExchangePort, FetchContext
 from ciruela.download.fetch_index import IndexFetch
 from ciruela.download.machine import (
     ActiveStep,
@@ -36,13 +37,13 @@ from ciruela.index.tree import Index
 from ciruela.interfaces import Address, NodeContext, Reused, Staging
 from ciruela.model.bitfield import BlockSet
 from ciruela.model.config import DirConfig, Reuse
-from ciruela.model.errors import DiskError, DownloadFailed
+from ciruela.model.errors import BadIndex, DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import AbortReason
 from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
 from ciruela.proto.compression import unpack_index
-from ciruela.proto.messages import GetIndex
+from ciruela.proto.messages import GetIndex, ImageContent
 from ciruela.runtime import in_place
 from ciruela.tracking.ledger import Ledger
 
@@ -103,22 +104,28 @@ class Siblings:
         """Finds ``image`` itself, if it was replaced here and kept; what stands at the path, the newest, what else is kept. Each once."""
         kept = [(vpath, version.image) for version in self._ledger.kept(vpath)]
         chosen: dict[ImageId, VPath] = {}
-        for path, one in (*(one for one in kept if one[1] == image), *self._committed(vpath), *kept):
+        for path, one in chain((one for one in kept if one[1] == image), self._committed(vpath), kept):
             chosen.setdefault(one, path)
+            if len(chosen) == MOST_SIBLINGS:
+                break
         return self._loaded(vpath, ((path, one) for one, path in chosen.items()))
 
     def copies(self, vpath: VPath) -> Deferred[list[tuple[VPath, Index]]]:
         """Finds what stands at the path, then the newest, also the same image twice: a damaged copy may be whole elsewhere."""
         return self._loaded(vpath, self._committed(vpath))
 
-    def _committed(self, vpath: VPath) -> list[tuple[VPath, ImageId]]:
-        states = sorted(self._ledger.committed_in(vpath.base), key=lambda one: one[1].version, reverse=True)
-        return [(path, state.image) for path, state in sorted(states, key=lambda one: one[0] != vpath)]
+    def _committed(self, vpath: VPath) -> Iterator[tuple[VPath, ImageId]]:
+        here = self._ledger.committed(vpath)
+        if here is not None:
+            yield vpath, here.image
+        for path, state in sorted(self._ledger.committed_in(vpath.base), key=lambda one: one[1].version, reverse=True):
+            if path != vpath:
+                yield path, state.image
 
     def _loaded(self, vpath: VPath, images: Iterable[tuple[VPath, ImageId]]) -> Deferred[list[tuple[VPath, Index]]]:
         if self._configs[vpath.key].reuse is Reuse.NONE:  # guard: A50
             return succeed([])
-        chosen = list(images)[:MOST_SIBLINGS]
+        chosen = list(islice(images, MOST_SIBLINGS))
 
         def with_indexes(indexes: list[Index | None]) -> list[tuple[VPath, Index]]:
             return [(path, index) for (path, _), index in zip(chosen, indexes, strict=True) if index is not None]
@@ -297,7 +304,7 @@ class Transfer(ABC):
             FetchContext(context.node.clock, context.totals, context.passing, context.node.me, self.exchange(plan)),
         )
 
-    def exchange(self, plan: BlockPlan) -> Exchanges | None:  # noqa: ARG002  a download's
+    def exchange(self, plan: BlockPlan) -> ExchangePort | None:  # noqa: ARG002  a download's
         """Finds where pieces of the image are offered."""
         return None
 
@@ -324,37 +331,52 @@ class Transfer(ABC):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Exchanges:
+class _DownloadExchange:
     """The exchanges of the node, for one download."""
 
     download: Transfer
     plan: BlockPlan
 
     def begin(self, taker: Taker, /) -> ImageExchange:
-        """As :meth:`ciruela.download.fetch_blocks.Exchanges.begin`."""
+        """As :meth:`ciruela.download.fetch_blocks.ExchangePort.begin`."""
         download, plan = self.download, self.plan
         return download.context.exchanges.begin(download.vpath, download.image, plan.pieces, plan.mask, taker)
 
     def end(self) -> None:
-        """As :meth:`ciruela.download.fetch_blocks.Exchanges.end`."""
+        """As :meth:`ciruela.download.fetch_blocks.ExchangePort.end`."""
         self.download.context.exchanges.end(self.download.vpath, self.download.image)
 
     def candidate(self, key: Key, /) -> Candidate:
-        """As :meth:`ciruela.download.fetch_blocks.Exchanges.candidate`."""
+        """As :meth:`ciruela.download.fetch_blocks.ExchangePort.candidate`."""
         return self.download.context.peers.neighbor(key, list(self.download.context.running.values()))
+
+
+def _cut(index: Index, data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Cuts all blocks of an image apart, with their numbers."""
+    at = number = 0
+    for file in index.files:
+        for block in range(file.block_count):
+            size = file.block_size(block)
+            yield number, data[at : at + size]
+            at, number = at + size, number + 1
 
 
 @dataclass(eq=False)
 class Download(Transfer):
-    """The image of an accepted upload on its way, recorded on the disk and told to others."""
+    """The image of an accepted upload on its way, recorded on the disk and told to others.
+
+    ``content`` came with the order, from whoever signed it. It is verified as if it had been asked for; what is wrong is asked for.
+    """
+
+    content: ImageContent | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.events = DownloadMachine(self)
 
-    def exchange(self, plan: BlockPlan) -> Exchanges | None:
+    def exchange(self, plan: BlockPlan) -> ExchangePort | None:
         """Finds where pieces of the image are offered."""
-        return _Exchanges(self, plan)
+        return _DownloadExchange(self, plan)
 
     def now_s(self) -> float:
         """Tells the time on the clock of the transfers."""
@@ -376,6 +398,38 @@ class Download(Transfer):
     def siblings(self) -> Deferred[list[tuple[VPath, Index]]]:
         """Finds images that may have something in common with this one."""
         return self.context.siblings.beside(self.vpath, self.image)
+
+    def find_index(self, fetch: IndexFetch) -> Deferred[Index]:
+        """Takes the index that came with the order, or gets it as :meth:`Transfer.find_index`."""
+        if self.content is None:
+            return super().find_index(fetch)
+        self.progressed()
+        stored = self.context.node.disk.write_index(self.image, self.content.index)
+        return stored.addCallbacks(self.mapped, self._another_index, errbackArgs=(fetch,))
+
+    def _another_index(self, failure: Failure, fetch: IndexFetch) -> Deferred[Index]:
+        failure.trap(BadIndex)
+        self.content = None
+        self._log.warn("{vpath}: the index that came with the order is not that of the image", vpath=str(self.vpath))
+        return super().find_index(fetch)
+
+    def fill(self, image: StagedImage) -> Deferred[BlockPlan]:
+        """Takes the blocks that came with the order. Without all of them it goes on as :meth:`Transfer.fill`."""
+        content, self.content = self.content, None
+        if content is None or len(content.blocks) != image.index.total_bytes:
+            return super().fill(image)
+
+        def brought(here: BlockSet) -> BlockPlan | Deferred[BlockPlan]:
+            self.context.totals.received_bytes += len(content.blocks)
+            if len(here) < image.index.block_count:
+                self._log.warn("{vpath}: blocks that came with the order are wrong", vpath=str(self.vpath))
+                return super(Download, self).fill(image)
+            return self._plan((here, 0, Reused(frozenset(), 0, 0)), image)
+
+        def write(here: BlockSet) -> Deferred[BlockPlan]:
+            return image.directory.write(list(_cut(image.index, content.blocks))).addCallback(lambda _: brought(here))
+
+        return image.directory.keep().addCallback(write)
 
     def admit(self, image: StagedImage) -> Deferred[None]:
         """Asks the operator's check, if there is one: what is whole may be looked at before it is shown."""

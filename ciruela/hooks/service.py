@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import UTC, datetime
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, maybeDeferred, succeed
@@ -26,6 +26,7 @@ from ciruela.model.hooks import AFTER, CommandHook, Due, HookKind, HookReport, H
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.units import format_duration, logged
 from ciruela.model.upload import AbortReason
+from ciruela.model.values import dataclass
 from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
 from ciruela.runtime import later

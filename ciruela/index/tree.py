@@ -11,7 +11,6 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from ciruela.model.config import DirConfig, Symlinks
 from ciruela.model.errors import DownloadFailed
 from ciruela.model.ids import HASH_BYTES, BlockHash, ImageId
 from ciruela.model.upload import AbortReason
+from ciruela.model.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +124,11 @@ class BlockMap:
     def bytes_of(self, numbers: Iterable[int]) -> int:
         """The size of these blocks together. Raises IndexError."""
         return sum([self.files[run.file_number].bytes_of(run.first, run.blocks) for run in self.runs(numbers)])
+
+    def size_of(self, number: int) -> int:
+        """The size of a block. Raises IndexError."""
+        file, block = self.by_number(number)
+        return file.block_size(block)
 
     def hash_of(self, number: int) -> BlockHash:
         """The hash of block ``number``. Raises IndexError."""

@@ -2,8 +2,8 @@
 
 Private keys of a user in OpenSSH's format (protocol section 7.2, appendix C).
 
-``cryptography`` reads them. Only the part in clear at the front is looked at here: it names the key, so that a message can say what kind
-of key it is, and an agent can be asked for it, without a passphrase.
+Those without a passphrase are read here, ``cryptography`` opens the others. The part in clear at the front names the key, so that a message
+can say what kind of key it is, and an agent can be asked for it, without a passphrase.
 """
 
 from __future__ import annotations
@@ -12,16 +12,14 @@ import base64
 import binascii
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 
-from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
 from ciruela.model.errors import BadKey
 from ciruela.model.units import logged
+from ciruela.model.values import dataclass
 
 KEY_TYPE = "ssh-ed25519"
 KEY_BYTES = 32
@@ -189,10 +187,11 @@ class PrivateKey:
 
 @dataclass(frozen=True, slots=True)
 class _KeyEnvelope:
-    """The part of a key file that is not encrypted (OpenSSH, PROTOCOL.key)."""
+    """The content of a key file (OpenSSH, PROTOCOL.key). ``private``: the part that may be encrypted."""
 
     cipher: str
     public: PublicKey
+    private: bytes = field(repr=False)
 
 
 def parse_private(text: str, passphrase: bytes | None = None) -> PrivateKey:
@@ -209,23 +208,49 @@ def parse_private(text: str, passphrase: bytes | None = None) -> PrivateKey:
         raise BadKey("the key is cut off: its END line is missing (copy the whole file)")
     body = "".join(stripped[len(_BEGIN) : end].split())
     envelope = _envelope(body)
-    encrypted = envelope.cipher != "none"
-    if encrypted and passphrase is None and envelope.cipher in _CIPHERS:
+    if envelope.cipher == "none":
+        seed = _plain_seed(envelope)
+    elif passphrase is None and envelope.cipher in _CIPHERS:
         raise PassphraseNeeded(envelope.public)
-    pem = f"{_BEGIN}\n{body}\n{_END}\n".encode("ascii")
+    else:
+        seed = _locked_seed(envelope, f"{_BEGIN}\n{body}\n{_END}\n".encode("ascii"), passphrase)
+    key = PrivateKey(seed)
+    if key.public != envelope.public:
+        raise BadKey("the key is damaged: its private half does not belong to its public half (restore the file)")
+    return key
+
+
+def _plain_seed(envelope: _KeyEnvelope) -> bytes:
+    """The seed in a private part that is not encrypted: two equal numbers, type, public half, seed and public half, comment, padding."""
+    part = envelope.private
+    kind, position = take_string(part, 8)
+    public, position = take_string(part, position)
+    secret, position = take_string(part, position)
+    _, position = take_string(part, position)
+    padding = part[position:]
+    whole = part[:4] == part[4:8] and kind == KEY_TYPE.encode() and len(secret) == 2 * KEY_BYTES and secret[KEY_BYTES:] == public
+    if not whole or len(part) % 8 or padding != bytes(range(1, len(padding) + 1)):
+        raise BadKey("the key is damaged (copy the whole file again)")
+    return secret[:KEY_BYTES]
+
+
+def _locked_seed(envelope: _KeyEnvelope, pem: bytes, passphrase: bytes | None) -> bytes:
+    """The seed in an encrypted private part. Without a passphrase it finds out whether a rare cipher is known."""
+    from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm  # here, because most keys of uploads are not locked
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
     try:
-        key = load_ssh_private_key(pem, (passphrase or b"") if encrypted else None)  # also finds out whether a rare cipher is known
+        key = load_ssh_private_key(pem, passphrase or b"")
     except UnsupportedAlgorithm:
         raise UnknownCipher(envelope.public, envelope.cipher) from None
     except (InvalidTag, ValueError, TypeError):
-        if encrypted and passphrase is None:
+        if passphrase is None:
             raise PassphraseNeeded(envelope.public) from None
-        if encrypted:
-            raise WrongPassphrase(f"the passphrase of the key {envelope.public.fingerprint()} is wrong") from None
-        raise BadKey("the key is damaged (copy the whole file again)") from None
-    if not isinstance(key, Ed25519PrivateKey) or key.public_key().public_bytes_raw() != envelope.public.raw:
-        raise BadKey("the key is damaged: its private half does not belong to its public half (restore the file)")
-    return PrivateKey(key.private_bytes_raw())
+        raise WrongPassphrase(f"the passphrase of the key {envelope.public.fingerprint()} is wrong") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise BadKey("the key is damaged: its private half is of another type (restore the file)")
+    return key.private_bytes_raw()
 
 
 def _envelope(body: str) -> _KeyEnvelope:
@@ -236,8 +261,8 @@ def _envelope(body: str) -> _KeyEnvelope:
     if not data.startswith(_MAGIC):
         raise BadKey("the key is damaged: it does not begin like an OpenSSH key")
     cipher, position = take_string(data, len(_MAGIC))
-    _, position = take_string(data, position)
-    _, position = take_string(data, position)
+    derivation, position = take_string(data, position)
+    salt, position = take_string(data, position)
     count = int.from_bytes(data[position : position + 4], "big")
     blob, position = take_string(data, position + 4)
     kind = blob_type(blob)
@@ -245,8 +270,10 @@ def _envelope(body: str) -> _KeyEnvelope:
         raise BadKey(f"it is {describe_type(kind)}; uploads are signed with ed25519 keys ({_MAKE_ONE})")
     if count != 1:
         raise BadKey(f"the file holds {count} keys, it must hold one")
-    take_string(data, position)
-    return _KeyEnvelope(cipher.decode("ascii", "replace"), parse_blob(blob))
+    private, position = take_string(data, position)
+    if cipher == b"none" and (derivation != b"none" or salt or position != len(data)):
+        raise BadKey("the key is damaged (copy the whole file again)")
+    return _KeyEnvelope(cipher.decode("ascii", "replace"), parse_blob(blob), private)
 
 
 def _what_instead(text: str) -> str:

@@ -6,7 +6,7 @@ in. What is heard never makes this node contact an address that is not configure
 
 Reading order: ``packets`` (the facts, their bytes, and the envelope around a body), ``members`` (who is who, over restarts; replays),
 ``servers`` (the rows of every count), ``softstate`` (what others said of paths, within a quota), ``cluster`` (all of that together),
-``broadcast`` (what to say next, a datagram's worth of it), ``notify`` (completions until acknowledged, to whom), ``pushpull`` (when to
+``broadcast`` (what to say next, a datagram's worth of it), ``notify`` (to whom, and what is said again), ``pushpull`` (when to
 exchange over a connection), ``confirm`` (proof of what datagrams say), ``service`` (the rounds, the news, the events). The format is
 written down in ``docs/reference/gossip.rst``.
 """

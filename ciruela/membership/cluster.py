@@ -6,7 +6,7 @@ Every answer that names an address names a configured one (threats A32, A37).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Protocol
 
 from ciruela.interfaces import Address, NowMs
 from ciruela.membership.members import Members, PacketRefusal, PeerStatus
@@ -27,6 +27,7 @@ from ciruela.membership.servers import Stranger, Strangers, servers
 from ciruela.membership.softstate import HeardResults, HeardStances, HeardWatches, Stance
 from ciruela.model.bitfield import FULL
 from ciruela.model.ids import ImageId, MachineId, Server, SharedId
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 
 # -- effects: what hearing a packet asks of this node -------------------------------------------------------------------------
@@ -164,6 +165,31 @@ Effect = (
     | MemberHeard
     | HookHeard
 )
+
+
+class MembershipListener(Protocol):
+    """Listener that acts on what was heard. Called on the reactor; must not block."""
+
+    def differs(self, base: VPath, base_hash: bytes, address: Address) -> None:
+        """The node at ``address`` has another hash for ``base``, whose key is configured here. Said again and again while it is so."""
+
+    def completed(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str) -> None:
+        """``machine`` has ``image`` at ``vpath``, for which a client here waits: it was asked. May be said more than once."""
+
+    def hooks_due(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str, bits: int) -> None:
+        """``machine`` has hooks for ``image`` (``packets.Complete``). Said before :meth:`completed`."""
+
+    def hooked(self, hooked: Hooked, machine: MachineId, hostname: str) -> None:
+        """A hook of ``machine`` has ended, for which a client here waits. May be said more than once."""
+
+    def progressed(self, vpath: VPath) -> None:
+        """Some machine has more of an image at ``vpath`` than it had."""
+
+    def removal_heard(self, item: RemovedFact, address: Address) -> None:
+        """The node at ``address`` says that it has removed an image, and can show who signed that."""
+
+    def gone(self, item: RemovedFact, machine: MachineId, hostname: str) -> None:
+        """``machine`` has removed an image, for which a client here waits: it was asked. May be said more than once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ A datagram can be forged by whoever can send one; the answer of the node at its 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -17,6 +16,7 @@ from ciruela.interfaces import Address, Connector
 from ciruela.membership.cluster import Completed, RemovedHeard
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, GetPathState, PathStateData, Response, unknown_request
 from ciruela.runtime import BoundedMap, within
@@ -25,7 +25,7 @@ Claim = Completed | RemovedHeard
 
 MOST_UNDER_WAY = 32
 MOST_CLAIMS = 4096
-"""Claims that wait to be confirmed; a node repeats one that is not acknowledged."""
+"""Claims that wait to be confirmed. Of a path for which there were more all are looked at again when half of them are dealt with."""
 
 MOST_CONFIRMED = 16384
 CONFIRMED_S = 60.0
@@ -48,18 +48,30 @@ class _ProofRequest:
 
 
 class Confirmations:
-    """Asks, several nodes at a time. ``confirmed`` gets each claim that is true, ``waits`` tells whether a client waits for a path."""
+    """Asks, several nodes at a time. ``confirmed`` gets each claim that is true, ``waits`` tells whether a client waits for a path.
+
+    ``again`` is called with a path for which claims found no room: it asks once more.
+    """
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, wire: Connector, waits: Callable[[VPath], bool], confirmed: Callable[[Claim], None]) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        wire: Connector,
+        waits: Callable[[VPath], bool],
+        confirmed: Callable[[Claim], None],
+        again: Callable[[VPath], None],
+    ) -> None:
         self._clock = clock
         self._wire = wire
         self._waits = waits
         self._confirmed = confirmed
+        self._again = again
         self._asked: dict[_Key, _ProofRequest] = {}
         self._proved: BoundedMap[_Key, tuple[_Token, float]] = BoundedMap(MOST_CONFIRMED)
         self._refuted: BoundedMap[_Key, tuple[_Token, float]] = BoundedMap(MOST_CLAIMS)
+        self._crowded: dict[VPath, None] = {}
         self._flying = 0
         self._starting = False
         self.refuted = 0
@@ -88,7 +100,9 @@ class Confirmations:
             return
         if known is not None and known.under_way is not None:
             known.under_way.cancel()
-        if known is None and len(self._asked) >= MOST_CLAIMS:
+        if known is None and len(self._asked) >= MOST_CLAIMS:  # guard: A34 F25
+            if self._waits(key[0]):
+                self._crowded[key[0]] = None
             return
         self._asked[key] = _ProofRequest(claim, now_s)
         self._go_on()
@@ -99,13 +113,14 @@ class Confirmations:
         for key, asked in list(self._asked.items()):
             if asked.under_way is None and not self._waits(key[0]):
                 del self._asked[key]
+        self._crowded = {vpath: None for vpath in self._crowded if self._waits(vpath)}
         for table in (self._proved, self._refuted):
             table.expire(lambda noted: now_s - noted[1] >= CONFIRMED_S)
         self._go_on()
 
     def stop(self) -> None:
         """End."""
-        asked, self._asked = self._asked, {}
+        asked, self._asked, self._crowded = self._asked, {}, {}
         for one in asked.values():
             if one.under_way is not None:
                 one.under_way.cancel()
@@ -188,6 +203,10 @@ class Confirmations:
     def _landed(self, _: object, asked: _ProofRequest) -> None:
         asked.under_way = None
         self._flying -= 1
+        if self._crowded and len(self._asked) <= MOST_CLAIMS // 2:
+            crowded, self._crowded = self._crowded, {}
+            for vpath in crowded:
+                self._again(vpath)
         self._go_on()
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import Enum
 from functools import lru_cache
 
@@ -24,6 +24,7 @@ from ciruela.membership.packets import MAX_PARTS, Header, MemberFact
 from ciruela.membership.servers import ConfiguredPlace, SharedIds
 from ciruela.membership.softstate import age_in_ms
 from ciruela.model.ids import MachineId, machine_id
+from ciruela.model.values import dataclass
 
 MOST_ROWS = 20_000
 """Addresses of the last run that are taken in."""

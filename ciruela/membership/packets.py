@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from typing import Any, Protocol
@@ -23,6 +22,7 @@ import cbor2
 from ciruela.model.bitfield import MASK_BYTES
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import ImageId, MachineId, image_id, machine_id
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath, check_component
 from ciruela.proto.bounded import loads
 

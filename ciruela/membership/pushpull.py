@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -17,6 +16,7 @@ from twisted.python.failure import Failure
 
 from ciruela.interfaces import Address, Connector
 from ciruela.model.errors import LinkLost, RemoteError
+from ciruela.model.values import dataclass
 from ciruela.proto.messages import PushPull, PushPullData, Response, unknown_request
 from ciruela.runtime import Backoff, within
 

@@ -8,12 +8,12 @@ Servers that speak to this node over a connection although no list of peers here
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 
 from ciruela.interfaces import Address
 from ciruela.membership.packets import MAX_PARTS, MemberFact, Packet
 from ciruela.model.ids import MachineId, Server, SharedId
+from ciruela.model.values import dataclass
 from ciruela.proto.messages import MOST_ADDRESSES
 from ciruela.runtime import BoundedMap
 

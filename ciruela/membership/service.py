@@ -5,9 +5,9 @@ What a datagram can cause is listed in ``docs/reference/gossip.rst``, "What hear
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import field
+from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
@@ -17,14 +17,25 @@ from ciruela.membership import cluster as heard
 from ciruela.membership.broadcast import HOOK_KINDS, Composer, Fact, FactKind, Filling, LocalState
 from ciruela.membership.confirm import Claim, Confirmations
 from ciruela.membership.members import PacketRefusal
-from ciruela.membership.notify import FAN_OUT, AnswerCache, HookRetransmitter, ProbeRotation, ReliableNotifier, beat_targets, choose
+from ciruela.membership.notify import (
+    FAN_OUT,
+    REPEAT_FAN_OUT,
+    AnswerCache,
+    HashRepeater,
+    HookRetransmitter,
+    ProbeRotation,
+    ReliableNotifier,
+    beat_targets,
+    choose,
+    fan_out,
+)
 from ciruela.membership.packets import (
     MAX_TEXT_BYTES,
     Ack,
+    BaseHash,
     Complete,
     Envelope,
     Header,
-    Hooked,
     Item,
     NullKeyring,
     Packet,
@@ -37,6 +48,7 @@ from ciruela.membership.packets import (
 from ciruela.membership.pushpull import RANDOM_S, Exchanges
 from ciruela.model.errors import FormatError, RemoteError
 from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import MOST_PULLED, MOST_PUSHED, PushPull, PushPullData
 from ciruela.runtime import PeriodicTask, RateLimitedLog, TokenBucket, later
@@ -72,31 +84,6 @@ LATELY_S = 60.0
 """Completions are acknowledged for so long after the last own client stopped waiting: as long as others believe in the watch."""
 
 
-class MembershipListener(Protocol):
-    """Listener that acts on what was heard. Called on the reactor; must not block."""
-
-    def differs(self, base: VPath, base_hash: bytes, address: Address) -> None:
-        """The node at ``address`` has another hash for ``base``, whose key is configured here. Said again and again while it is so."""
-
-    def completed(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str) -> None:
-        """``machine`` has ``image`` at ``vpath``, for which a client here waits: it was asked. May be said more than once."""
-
-    def hooks_due(self, vpath: VPath, image: ImageId, machine: MachineId, hostname: str, bits: int) -> None:
-        """``machine`` has hooks for ``image`` (``packets.Complete``). Said before :meth:`completed`."""
-
-    def hooked(self, hooked: Hooked, machine: MachineId, hostname: str) -> None:
-        """A hook of ``machine`` has ended, for which a client here waits. May be said more than once."""
-
-    def progressed(self, vpath: VPath) -> None:
-        """Some machine has more of an image at ``vpath`` than it had."""
-
-    def removal_heard(self, item: RemovedFact, address: Address) -> None:
-        """The node at ``address`` says that it has removed an image, and can show who signed that."""
-
-    def gone(self, item: RemovedFact, machine: MachineId, hostname: str) -> None:
-        """``machine`` has removed an image, for which a client here waits: it was asked. May be said more than once."""
-
-
 @dataclass(slots=True)
 class DatagramCounts:
     """Datagrams since the start. ``refused`` by the words of ``PacketRefusal`` and ``Unopened``, and ``failed``: an error of our own."""
@@ -125,7 +112,7 @@ class Gossip:
     context: NodeContext
     cluster: heard.Cluster
     local: LocalState
-    listener: MembershipListener
+    listener: heard.MembershipListener
     envelope: Envelope = field(default_factory=NullKeyring)
 
     # internal state
@@ -158,9 +145,10 @@ class Gossip:
         if len(hostname.encode("utf-8", "replace")) > MAX_TEXT_BYTES or not hostname.isprintable():
             raise ValueError(f"host name {hostname[:80]!r} is longer than {MAX_TEXT_BYTES} bytes or cannot be printed")
         self.exchanges = Exchanges(clock, context.rng, context.wire, self._speak, self._answered)
-        self.confirmations = Confirmations(clock, context.wire, self._waited_for, self._confirmed)
+        self.confirmations = Confirmations(clock, context.wire, self._waited_for, self._confirmed, self._have_confirmed)
         self._composer = Composer(context.me, hostname, self.local, self.cluster, context.now_ms, self._oversized)
         self._probes = ProbeRotation(context.rng)
+        self._hashes = HashRepeater(clock, self._say_again)
         self._unknown = RateLimitedLog(clock, MOST_UNKNOWN, UNKNOWN_S)
         self._strange = TokenBucket(clock, STRANGE_RATE, STRANGE_BURST)
         self._hush = RateLimitedLog(clock, 20)
@@ -183,6 +171,7 @@ class Gossip:
         self._exchange.stop()
         self.exchanges.stop()
         self.confirmations.stop()
+        self._hashes.stop()
         for call in (self._flush, *self._late.values()):
             if call is not None and call.active():
                 call.cancel()
@@ -264,46 +253,70 @@ class Gossip:
         news, self._news = self._news, {}
         self._composer.refresh(now_s, len(self._known))
         facts: dict[Address, list[Fact]] = {}
-        targets: dict[str, list[Address]] = {}
+        targets = self._targets(news)
         for fact in news:
             self._composer.put(fact)
             item = self._composer.render(fact)
             if item is None:
                 continue
-            vpath = _path_of(fact)
-            if vpath.key not in targets:
-                targets[vpath.key] = choose(self.context.rng, self.cluster.taking(vpath.key), [*self._known, *self._silent])
+            if isinstance(item, BaseHash):
+                self._hashes.changed(item.base, item.hash)
             needing = self.cluster.fetching(item.vpath, item.image) if isinstance(item, Complete) else []  # guard: G5, -> []
             if isinstance(item, RemovedFact):
                 needing = self.cluster.fetching(item.vpath, item.image)
-            for address in dict.fromkeys((*targets[vpath.key], *choose(self.context.rng, needing, ()))):
+            for address in dict.fromkeys((*targets[_path_of(fact).key], *choose(self.context.rng, needing, ()))):
                 facts.setdefault(address, []).append(fact)
             if isinstance(item, WatchFact):
                 self._recall(item.vpath)
         self._collect_tellings(now_s)
         if news:
-            for address in choose(self.context.rng, self._needing, (), 2 * FAN_OUT):  # guard: K4
+            for address in choose(self.context.rng, list(self._needing), (), 2 * FAN_OUT):  # guard: K4
                 self.exchanges.want(address)
         direct, self._direct = self._direct, {}
         for address in dict.fromkeys((*facts, *direct)):
             filling = Filling.NEWS if address in facts else Filling.NOTHING
             self._send(address, self._composer.datagrams(facts.get(address, ()), tuple(direct.get(address, ())), filling))
 
+    def _targets(self, news: Iterable[Fact]) -> dict[str, list[Address]]:
+        """Chooses who hears the ``news`` of each directory; steps of downloads alone are news to few."""
+        wide = fan_out(len(self._known))
+        counts: dict[str, int] = {}
+        for fact in news:
+            key = _path_of(fact).key
+            counts[key] = max(counts.get(key, 0), FAN_OUT if fact[0] is FactKind.DOWNLOAD else wide)
+        chosen = {}
+        for key, count in counts.items():
+            taking = self.cluster.taking(key)
+            others = [*self._known, *self._silent] if len(taking) < count else ()
+            chosen[key] = choose(self.context.rng, taking, others, count)
+        return chosen
+
+    def _say_again(self, said: Mapping[VPath, Set[Address]]) -> None:
+        """Say the hashes of base dirs to a few that did not say them all themselves."""
+        self._composer.refresh(self.context.clock.seconds(), len(self._known))
+        for key in dict.fromkeys(base.key for base in said):
+            bases = [base for base in said if base.key == key]
+            agreeing = frozenset.intersection(*(frozenset(said[base]) for base in bases))
+            chosen = choose(self.context.rng, self.cluster.taking(key), (), REPEAT_FAN_OUT + len(agreeing))
+            for address in [address for address in chosen if address not in agreeing][:REPEAT_FAN_OUT]:
+                self._send(address, self._composer.datagrams([(FactKind.BASE, base) for base in bases], (), Filling.NOTHING))
+
     def _recall(self, vpath: VPath) -> None:
-        """Tell what is known already to the client that has just begun to wait."""
-        for known in self.cluster.completed(vpath):
-            self._tell_or_ask(known)
+        """Tell what is known already, as far as it is proved, to the client that has just begun to wait."""
+        for claim in self._claims(vpath):
+            if self.confirmations.proved(claim):
+                self._tell(claim)
         for heard_of in self.cluster.hooks(vpath):
             self.listener.hooked(heard_of.hooked, heard_of.machine, heard_of.hostname)
-        for one in self.cluster.removed(vpath):
-            self._tell_or_ask(one)
+        self._have_confirmed(vpath)
 
-    def _tell_or_ask(self, claim: Claim) -> None:
-        """Tell the clients what is proved; have everything else confirmed first."""
-        if self.confirmations.proved(claim):
-            self._tell(claim)
-        else:
-            self.confirmations.ask(claim)
+    def _have_confirmed(self, vpath: VPath) -> None:
+        for claim in self._claims(vpath):
+            if not self.confirmations.proved(claim):
+                self.confirmations.ask(claim)
+
+    def _claims(self, vpath: VPath) -> list[Claim]:
+        return [*self.cluster.completed(vpath), *self.cluster.removed(vpath)]
 
     def _tell(self, claim: Claim) -> None:
         if isinstance(claim, heard.RemovedHeard):
@@ -485,6 +498,7 @@ class Gossip:
                 self._composer.put((FactKind.MEMBER, (effect.machine, effect.part)))
 
     def _compare(self, effect: heard.BaseHeard) -> None:
+        self._hashes.heard(effect.base, effect.hash, effect.address)
         if effect.base.key in self.local.keys() and self.local.base_hashes().get(effect.base) != effect.hash:  # noqa: SIM118  not a dict
             self.listener.differs(effect.base, effect.hash, effect.address)
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Hashable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ciruela.interfaces import Address
 from ciruela.membership.packets import Complete, Deleted, DownloadFact, Hooked, RemovedFact, WatchFact
 from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 
 O = TypeVar("O", bound=Hashable)  # noqa: E741  owner

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import compress, count
+
+from ciruela.model.values import dataclass
 
 SLICES = 256
 FULL = (1 << SLICES) - 1
@@ -126,6 +127,25 @@ class BlockSet(Set[int]):
     @classmethod
     def _from_iterable(cls, it: Iterable[int]) -> frozenset[int]:  # type: ignore[override]
         return frozenset(it)
+
+
+def bits(mask: int) -> Iterator[int]:
+    """Lists the numbers of the pieces in ``mask``, ascending."""
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
+
+
+def lowest(mask: int, most: int) -> int:
+    """Gives the first ``most`` pieces of ``mask``, as a mask."""
+    chosen = 0
+    while mask and most > 0:
+        low = mask & -mask
+        chosen |= low
+        mask ^= low
+        most -= 1
+    return chosen
 
 
 @lru_cache(maxsize=256)

@@ -5,10 +5,10 @@ The tuning is the checked content of ``ciruela.yaml``: how much a node takes on,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 
 from ciruela.model.hooks import CommandHook, Webhook
+from ciruela.model.values import dataclass
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -26,6 +26,13 @@ class Fsync(Enum):
     NONE = "none"
 
 
+class CommitCheck(Enum):
+    """Way in which a commit makes sure that the files of an image are what was written: by what the system says of them, or by reading."""
+
+    METADATA = "metadata"
+    FULL = "full"
+
+
 @dataclass(frozen=True, slots=True)
 class Tuning:
     """The settings of one daemon that are not about one directory. Bytes, milliseconds, or plain counts.
@@ -37,6 +44,8 @@ class Tuning:
     """
 
     fsync: Fsync = Fsync.COMMIT
+    verify_before_commit: CommitCheck = CommitCheck.METADATA
+    trust_ctime: bool = True
     disk_reserve_bytes: int = GIB
     disk_reserve_percent: int = 3
     max_index_bytes: int = 256 * MIB

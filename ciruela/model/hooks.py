@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 
 

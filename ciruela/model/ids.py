@@ -6,8 +6,9 @@ Servers of a cluster as one node knows them: the rows of which every count of "a
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import NewType
+
+from ciruela.model.values import dataclass
 
 ImageId = NewType("ImageId", bytes)
 """32 bytes: the footer hash of an image's index."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple
 
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 
 SIGNATURE_BYTES = 64
 
@@ -31,16 +32,18 @@ class SigEntry:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """An image and its signatures, sorted by time and then bytes."""
+    """An image and its signatures, sorted by time and then bytes.
+
+    ``version``: newest signature time (0 without signatures) and image id; it is compared much more often than a state is made.
+    """
 
     image: ImageId
     signatures: tuple[SigEntry, ...]
+    version: Version = field(init=False, repr=False, compare=False)
 
-    @property
-    def version(self) -> Version:
-        """Newest signature time (0 without signatures) and image id."""
-        newest = max((entry.timestamp_ms for entry in self.signatures), default=0)
-        return Version(newest, self.image)
+    def __post_init__(self) -> None:
+        newest_ms = max([entry.timestamp_ms for entry in self.signatures], default=0)
+        object.__setattr__(self, "version", Version(newest_ms, self.image))
 
     def claim(self, removed: Version | None = None) -> Version:
         """Oldest signature time (0 without signatures) and image id: of two images appended to one path the smaller claim was first.

@@ -7,7 +7,8 @@ beyond that (``//a``, ``/a/./b``) is refused, because it signs the raw text and 
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
+
+from ciruela.model.values import dataclass
 
 MAX_PATH_BYTES = 1024
 """Longest virtual path: a gossip item must fit into one datagram (threats A35)."""

@@ -12,7 +12,7 @@ import base64
 import os
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import txaio
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol, WebSocketServerFactory, WebSocketServerProtocol
@@ -25,8 +25,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ciruela.interfaces import Address, InThread, RequestHandler
-from ciruela.model.errors import LinkLost
+from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.net import frames
+from ciruela.net.bulk import SUBPROTOCOL as BULK
+from ciruela.net.bulk import Broken, BulkBeside, BulkEnd, Tickets
 from ciruela.net.limits import (
     AHEAD_BYTES,
     BULK_BYTES,
@@ -46,8 +48,10 @@ from ciruela.net.limits import (
 from ciruela.net.sendqueue import SendQueue
 from ciruela.net.session import Session
 from ciruela.net.strict import Quiet, Strict
-from ciruela.proto.messages import Notification, Request, Response
+from ciruela.proto.messages import BulkTicket, Notification, Request, Response
 from ciruela.runtime import RateLimitedLog, TokenBucket, in_place
+
+T = TypeVar("T")
 
 txaio.use_twisted()
 
@@ -73,7 +77,7 @@ MAX_HEAD_BYTES = 16 * 1024
 _masks = frames.Masks()
 
 
-class _Websocket(Strict):
+class _Websocket(BulkBeside, Strict):
     """Base of both roles of a websocket; stands before an Autobahn protocol class in the order of bases."""
 
     log: Any = Quiet()
@@ -140,6 +144,9 @@ class _Websocket(Strict):
     def onOpen(self) -> None:
         """Autobahn: the handshake is done."""
         self._cancel_deadline()
+        if self.subprotocol == BULK:
+            self.beside()
+            return
         self._opened = True
         version = _VERSIONS.get(self.subprotocol, 1)
         self.bulk, self.exchanges = version >= 2, version >= 3
@@ -165,7 +172,8 @@ class _Websocket(Strict):
     @property
     def incoming(self) -> int:
         """As :meth:`ciruela.interfaces.Connection.incoming`."""
-        return self.part_bytes if self._inbound is None else self._inbound.got
+        beside = 0 if self.taking is None else self.taking.incoming
+        return beside + (self.part_bytes if self._inbound is None else self._inbound.got)
 
     @property
     def alive(self) -> bool:
@@ -196,6 +204,7 @@ class _Websocket(Strict):
             self._drop(reason)
             return
         self._why = self._why or reason
+        self.end_bulk(reason)
         self._talk.end(f"the connection to {self.name} was {self._why}")
         self.sendClose(1000)  # type: ignore[attr-defined]
         self._abort_soon()
@@ -468,6 +477,7 @@ class _Websocket(Strict):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Twisted: the TCP connection is gone."""
         self._gone = True
+        self.end_bulk("the connection beside it is gone")
         self._socket = None
         self._cancel_deadline()
         if self._pulse.running:
@@ -488,11 +498,15 @@ class _Websocket(Strict):
     def ended(self, why: str) -> None:
         """For the roles: everything is cleaned up; ``why`` is for people."""
 
+    def beside(self) -> None:
+        """For the roles: this is to become a bulk connection."""
+
 
 class ServerLink(_Websocket, WebSocketServerProtocol):  # type: ignore[misc]
     """The accepting end."""
 
     pings = False
+    _bulk: BulkEnd | None = None
 
     def trusted(self) -> bool:
         """Tells whether a configured peer connects: it signs nothing, and has many requests under way."""
@@ -500,8 +514,46 @@ class ServerLink(_Websocket, WebSocketServerProtocol):  # type: ignore[misc]
 
     def onConnect(self, request: ConnectionRequest) -> str | None:
         """Autobahn: the handshake is in order, and the port has let it in; choose the subprotocol."""
-        self.subprotocol = next((one for one in SUBPROTOCOLS if one in request.protocols), None)
+        spoken = SUBPROTOCOLS if self.factory.tickets is None else (BULK, *SUBPROTOCOLS)
+        self.subprotocol = next((one for one in spoken if one in request.protocols), None)
         return self.subprotocol
+
+    @property
+    def known(self) -> bool:
+        """Tells whether a configured peer is there, or somebody who has shown a valid signature, here or beside."""
+        return self._bulk is not None or super().known
+
+    def ticket(self, gives: bool) -> BulkTicket:
+        """As :meth:`ciruela.net.session.MessageLink.ticket`."""
+        if not self._talk.trusted:  # guard: A20 A29
+            raise RemoteError("bulk connections are for nodes, and for who has shown a valid signature")
+        if self.factory.tickets is None or (self.taking if gives else self.giving) is not None:  # guard: A20, without 2
+            raise RemoteError("there is no bulk connection more beside this one")
+        return self.factory.tickets.issue(self, gives=gives)  # type: ignore[no-any-return]
+
+    def widen(self, *, gives: bool) -> None:
+        """As :meth:`ciruela.interfaces.Connection.widen`: nothing, for the other side made this connection."""
+
+    def beside(self) -> None:
+        """Waits for the ticket."""
+        self._deadline = self._clock.callLater(self._limits.handshake_s, self._late)  # guard: A19 F16
+
+    def _message(self, message: bytes | bytearray) -> None:
+        if self.subprotocol != BULK:
+            super()._message(message)
+            return
+        self._cancel_deadline()
+        try:
+            if self.data or self._bulk is not None:
+                raise Broken("it did not wait for the answer to its ticket")
+            self._bulk = self.factory.tickets.redeem(bytes(message), self.transport, self._drop)
+        except Broken as broken:
+            self.break_off(str(broken))
+            return
+        if self._bulk is None:
+            self.break_off("its ticket was not given here, or is used up")
+        else:
+            self._bulk.start()
 
 
 class ClientLink(_Websocket, WebSocketClientProtocol):  # type: ignore[misc]
@@ -509,6 +561,7 @@ class ClientLink(_Websocket, WebSocketClientProtocol):  # type: ignore[misc]
 
     pings = True
     opened: Deferred[ClientLink]
+    _widened = False
 
     def connectionMade(self) -> None:
         """Twisted: the TCP connection stands."""
@@ -528,7 +581,7 @@ class ClientLink(_Websocket, WebSocketClientProtocol):  # type: ignore[misc]
             "Upgrade: websocket",
             f"Sec-WebSocket-Key: {self.websocket_key.decode('ascii')}",
             "Sec-WebSocket-Version: 13",
-            f"Sec-WebSocket-Protocol: {', '.join(SUBPROTOCOLS)}",
+            f"Sec-WebSocket-Protocol: {', '.join(self.factory.protocols)}",
         )
         self.http_request_data = "\r\n".join((*lines, "", "")).encode("ascii")
         self.sendData(self.http_request_data)
@@ -545,6 +598,13 @@ class ClientLink(_Websocket, WebSocketClientProtocol):  # type: ignore[misc]
         self.subprotocol = getattr(self, "websocket_protocol_in_use", None)
         super().onOpen()
         self.opened.callback(self)
+
+    def widen(self, *, gives: bool) -> None:
+        """As :meth:`ciruela.interfaces.Connection.widen`. Tried once: without it, blocks come over this connection."""
+        if self._widened or not self.exchanges or self.factory.again is None or self.factory.in_reactor is None:
+            return
+        self._widened = True
+        self.open_bulk(self.factory.again, gives=gives)
 
     def ended(self, why: str) -> None:
         """Everything is cleaned up."""
@@ -565,6 +625,7 @@ def server_links(
     factory.protocol = ServerLink
     factory.setProtocolOptions(webStatus=False, allowNullOrigin=False)
     factory.is_peer = is_peer
+    factory.tickets = Tickets(clock) if hasattr(clock, "callFromThread") else None
     _configure(factory, counterpart, clock, limits, budgets, in_place, hush)
     return factory  # type: ignore[no-any-return]
 
@@ -576,9 +637,15 @@ def client_links(
     limits: Limits = LIMITS,
     budgets: Budgets | None = None,
     in_thread: InThread = in_place,
+    again: Callable[[], Deferred[ClientLink]] | None = None,
 ) -> WebSocketClientFactory:
-    """A factory of links that connect, with ``host_header`` as Host."""
-    factory: Any = WebSocketClientFactory(protocols=list(SUBPROTOCOLS), useragent="ciruela", reactor=clock)
+    """A factory of links that connect, with ``host_header`` as Host.
+
+    ``again`` connects to the same place for a bulk connection; without it this is to become one.
+    """
+    spoken = (BULK,) if again is None else SUBPROTOCOLS
+    factory: Any = WebSocketClientFactory(protocols=list(spoken), useragent="ciruela", reactor=clock)
+    factory.again = again
     factory.protocol = ClientLink
     factory.noisy = False
     factory.host_header = host_header
@@ -599,6 +666,7 @@ def _configure(
     factory.hush = hush or RateLimitedLog(clock)
     factory.budgets = budgets or Budgets()
     factory.in_thread = in_thread
+    factory.in_reactor = getattr(clock, "callFromThread", None)
     factory.log = Quiet()
     factory.counterpart = counterpart
     factory.clock = clock

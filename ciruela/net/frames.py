@@ -17,6 +17,9 @@ from autobahn.websocket.xormasker import create_xor_masker  # type: ignore[attr-
 BINARY = 0x82
 """First byte of the only frame of a binary message."""
 
+CLOSE = 0x88
+"""First byte of a close frame."""
+
 MASKED = 0x80
 MASK_BYTES = 4
 MASKS = 256

@@ -131,8 +131,11 @@ KEPT_BYTES = 32 * 1024 * 1024
 LARGE_BLOCK_BYTES = 8 * 1024 * 1024
 """Least size of a block with memory of its own, which is given back at once: an index of an image with very many files."""
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3)."""
+ARENAS = 2
+"""Heaps of the process. By default each thread gets its own, with 64 MiB of addresses, and what one has freed is no use to others."""
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+"""M_TRIM_THRESHOLD, M_MMAP_THRESHOLD and M_ARENA_MAX of mallopt(3)."""
 
 
 def keep() -> bool:
@@ -144,7 +147,9 @@ def keep() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:
         return False
-    return bool(mallopt(_TRIM_THRESHOLD, KEPT_BYTES)) and bool(mallopt(_MMAP_THRESHOLD, LARGE_BLOCK_BYTES))
+    settings = ((_TRIM_THRESHOLD, KEPT_BYTES), (_MMAP_THRESHOLD, LARGE_BLOCK_BYTES), (_ARENA_MAX, ARENAS))
+    done = [bool(mallopt(what, value)) for what, value in settings]
+    return all(done)
 
 
 ORDINARY_BYTES = 256 * 1024

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from automat import TypeMachine, TypeMachineBuilder
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail
@@ -20,13 +20,15 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ciruela.interfaces import Address, Connection, InThread, RequestHandler
+from ciruela.interfaces import Address, BlockGiving, Connection, InThread, RequestHandler
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.net.connection import ClientLink, client_links
 from ciruela.net.limits import LIMITS, Budgets, Limits
-from ciruela.proto.messages import GetBlock, Notification, Request, Response
+from ciruela.proto.messages import BlocksData, GetBlock, GetBlocks, Notification, Request, Response
 from ciruela.proto.multiplexer import LARGE, MAX_PENDING
 from ciruela.runtime import Backoff, BoundedMap, in_place
+
+T = TypeVar("T")
 
 CLIENT_HOST = "ciruela"
 NODE_HOST = "ciruela_internal"
@@ -53,8 +55,12 @@ def connect(
     from_host: str = "",
     budgets: Budgets | None = None,
     in_thread: InThread = in_place,
+    *,
+    beside: bool = False,
 ) -> Deferred[ClientLink]:
     """A link to the node at ``address``, open. ``timeout_s`` is for TCP and handshake together.
+
+    ``beside``: it is to become a bulk connection.
 
     ``from_host``: numeric address of this host from which the connection leaves, where that can be; by default the system chooses.
     Fails with LinkLost, in words for people. Cancelling gives up, and fails with CancelledError.
@@ -63,7 +69,12 @@ def connect(
     bound = (from_host, 0) if from_host and can_leave_from(from_host, address.host) else None
     # The endpoint's own timeout comes later than ours, which is for the handshake as well: there is one message for both.
     endpoint = endpoint_class(reactor, address.host, address.port, timeout=timeout_s + 1, bindAddress=bound)
-    factory = client_links(counterpart, reactor, host_header, limits, budgets, in_thread)
+    again = (
+        None
+        if beside
+        else partial(connect, reactor, address, _Beside(), host_header, timeout_s, limits, from_host, budgets, in_thread, beside=True)
+    )
+    factory = client_links(counterpart, reactor, host_header, limits, budgets, in_thread, again)
     connected = cast("Deferred[ClientLink]", endpoint.connect(factory))
     opened = connected.addCallback(lambda link: link.opened)
     opened.addTimeout(timeout_s, reactor, onTimeoutCancel=_timed_out)
@@ -104,6 +115,9 @@ class _Refusing:
     def requested(self, link: Connection, request: Request) -> Deferred[Response]:  # noqa: ARG002
         return fail(RemoteError("requests are not answered on this connection"))  # guard: A24, -> Deferred()
 
+    def giving(self, link: Connection, request: GetBlocks) -> Deferred[BlockGiving]:  # noqa: ARG002
+        return fail(RemoteError("no blocks are given on this connection"))
+
     def notified(self, link: Connection, notification: Notification) -> None:
         """Nothing that is told here is of use."""
 
@@ -112,6 +126,25 @@ class _Refusing:
 
     def lost(self, link: Connection) -> None:  # noqa: ARG002
         self._events.lost()
+
+
+class _Beside:
+    """Request handler of a connection that becomes a bulk connection: nothing reaches it."""
+
+    def requested(self, link: Connection, request: Request) -> Deferred[Response]:  # noqa: ARG002
+        return fail(RemoteError("nothing is asked here"))
+
+    def giving(self, link: Connection, request: GetBlocks) -> Deferred[BlockGiving]:  # noqa: ARG002
+        return fail(RemoteError("nothing is given here"))
+
+    def notified(self, link: Connection, notification: Notification) -> None:
+        """Nothing is told here."""
+
+    def answered(self, link: Connection, request: Request, given: bool) -> None:
+        """Nothing is answered here."""
+
+    def lost(self, link: Connection) -> None:
+        """Nobody waits for it."""
 
 
 # -- the states of the connection to one address ---------------------------------------------------------------------------------------
@@ -239,6 +272,22 @@ class _AddressRequests:
             self._told.append(notification)
             if state is None:
                 self.events.wanted()
+
+    def fetch(self, request: GetBlocks, land: Callable[[BlocksData], T]) -> Deferred[T] | None:
+        """As :meth:`Pool.fetch`. A connection with something under way beside it is not idle."""
+        state = self.state
+        done = state.link.fetch(request, land) if isinstance(state, Connected) else None
+        if done is None or not isinstance(state, Connected):
+            return None
+        state.flying += 1
+        state.stop_idle()
+
+        def fetched(result: T) -> T:
+            state.flying -= 1
+            self.go_on()
+            return result
+
+        return done.addBoth(fetched)
 
     def go_on(self) -> None:
         """Sends what waits, as much as may be under way at once, or asks for a connection."""
@@ -461,6 +510,17 @@ class Pool:
         """As :meth:`ciruela.interfaces.Connector.exchanges`."""
         spoken = self._spoken.get(address)
         return None if spoken is None else spoken[1]
+
+    def widen(self, address: Address) -> None:
+        """As :meth:`ciruela.interfaces.Connector.widen`."""
+        line = self._lines.get(address)
+        if line is not None and line.link is not None:
+            line.link.widen(gives=False)
+
+    def fetch(self, address: Address, request: GetBlocks, land: Callable[[BlocksData], T]) -> Deferred[T] | None:
+        """As :meth:`ciruela.interfaces.Connector.fetch`."""
+        line = self._lines.get(address)
+        return None if line is None else line.fetch(request, land)
 
     def tell(self, address: Address, notification: Notification) -> None:
         """As :meth:`ciruela.interfaces.Connector.tell`. Nothing, either, where it cannot be sent: who has to know hears of silence."""

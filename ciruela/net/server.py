@@ -29,6 +29,7 @@ from twisted.web.server import Site
 from ciruela.interfaces import RequestHandler
 from ciruela.model.units import logged
 from ciruela.net import frames
+from ciruela.net.bulk import Tickets
 from ciruela.net.connection import MAX_HEAD_BYTES, server_links
 from ciruela.net.limits import LIMITS, Budgets, IsPeer, Limits, nobody
 from ciruela.runtime import RateLimitedLog
@@ -271,6 +272,12 @@ class Port(Site):
         door = _ProtocolSniffer(self, self.origin(getattr(addr, "host", None)))
         door.factory = self
         return door
+
+    @property
+    def bulk(self) -> int:
+        """Number of bulk connections."""
+        tickets: Tickets | None = getattr(self.links, "tickets", None)
+        return 0 if tickets is None else tickets.open
 
     def page_channel(self) -> IProtocol:
         """A protocol that answers one request from the pages."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol, TypeVar
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -19,10 +19,12 @@ from ciruela.net.limits import AnswerBudget
 from ciruela.proto import codec
 from ciruela.proto.messages import (
     AppendDir,
+    BulkTicket,
     Error,
     ExchangePieces,
     GetBlocks,
     Notification,
+    OpenBulk,
     RemoveDir,
     ReplaceDir,
     Request,
@@ -77,6 +79,9 @@ class MessageLink(Connection, Protocol):
 
     def hold(self, waits: bool, /) -> None:
         """Requests begin to wait (stop reading), or none wait any more."""
+
+    def ticket(self, gives: bool, /) -> BulkTicket:
+        """Allows a bulk connection, on which the other side ``gives`` or takes. Raises RemoteError."""
 
     def noise(self, told: bool, /) -> None:
         """A message changed nothing. ``told``: it was a notification that is known, which means something to a client, little to a node."""
@@ -143,8 +148,9 @@ class Session:
             failed: Deferred[Response] = Deferred()
             failed.errback(LinkLost(self._over))
             return failed
-        if isinstance(request, NEWER) and not self._link.bulk:  # guard: A24
-            return fail(RemoteError(f"{type(request).__name__} is understood where ciruela.v2 was agreed upon"))
+        version = NEWER.get(type(request), 1)
+        if version > 1 + self._link.bulk + self._link.exchanges:  # guard: A24
+            return fail(RemoteError(f"{type(request).__name__} is understood where ciruela.v{version} was agreed upon"))
         if not self._link.bulk and (path := deadly(request)) is not None:  # guard: I8
             return fail(NoImages(no_images_at(path)))
         done: Deferred[Response] = Deferred(lambda _: self._dialogue.forget(number))
@@ -271,13 +277,18 @@ class Session:
         # Remembered, because the answer may change it: the budget gets back what was taken for this side.
         trusted = self.trusted
         try:
-            answer = self._counterpart.requested(self._link, asked.request)
+            answer = self._answer(asked.request)
         # guard: I8
         except Exception:  # noqa: BLE001  a fault of ours becomes an answer
             answer = Deferred()
             answer.errback(Failure())
         answer.addCallback(self._answered, asked).addErrback(self._refused, asked).addBoth(self._made, asked.request, trusted)
         answer.addBoth(self._finished)
+
+    def _answer(self, request: Request) -> Deferred[Response]:
+        if isinstance(request, OpenBulk):
+            return maybeDeferred(self._link.ticket, request.gives)
+        return self._counterpart.requested(self._link, request)
 
     def _answered(self, response: Response | codec.Prepared, asked: RequestReceived) -> None:
         if not isinstance(response, UploadAck):

@@ -9,12 +9,12 @@ Answers with blocks, to bytes and back without cbor copying every one of them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import cbor2
 
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import Block
+from ciruela.model.values import dataclass
 from ciruela.model.versions import State
 from ciruela.proto.bounded import loads, loads_cut
 from ciruela.proto.forms import MAX_TEXT_BYTES, TEXT, Entries
@@ -76,12 +76,17 @@ def block(number: int, answer: BlockData) -> bytes:
 
 def many(number: int, answer: BlocksData) -> bytes:
     """The answer to GetBlocks ``number``."""
+    return b"".join(many_pieces(number, answer))
+
+
+def many_pieces(number: int, answer: BlocksData) -> list[Block]:
+    """As :func:`many`, in pieces that follow each other: the blocks are not copied."""
     packed = tuple([at for at, part in enumerate(answer.parts) if part.packed])
     small = cbor2.dumps(FORMS[BlocksData].write(PlainBlocks(answer.lacks, packed, ())))
     pieces: list[Block] = [_STARTS["GetBlocks"], _head(_UINT, number), small[:-1], _head(_ARRAY, len(answer.parts))]
     for part in answer.parts:
         pieces += (_head(_BYTES, len(part.data)), part.data)
-    return b"".join(pieces)
+    return pieces
 
 
 def only_data(data: bytes | bytearray, at: int) -> bytes | None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from ciruela.model.bitfield import MASK_BYTES, MOST_CUTS
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import HASH_BYTES, MACHINE_ID_BYTES, BlockHash, ImageId, MachineId
+from ciruela.model.values import dataclass
 from ciruela.model.versions import SIGNATURE_BYTES
 from ciruela.model.vpath import MAX_COMPONENT_BYTES, MAX_PATH_BYTES
 
@@ -108,7 +109,7 @@ class Data(Codec[bytes]):
         """As :meth:`Codec.read`."""
         if not isinstance(value, bytes):
             raise FormatError("data is not bytes")
-        if self.most is not None and len(value) > self.most:
+        if self.most is not None and len(value) > self.most:  # guard: A24
             raise FormatError(f"{self.label} is longer than {self.most} bytes")
         return value
 

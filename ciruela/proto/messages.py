@@ -6,11 +6,12 @@ are written in the order of the attributes. :mod:`ciruela.proto.table` has names
 Paths are the text as it was sent: whoever acts on one parses it (``model.vpath.VPath.parse``) and can answer with a reason.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any, NamedTuple
 
 from ciruela.model.errors import FormatError
 from ciruela.model.ids import Block, BlockHash, ImageId, MachineId, Server, SharedId
+from ciruela.model.values import dataclass
 from ciruela.model.versions import SigEntry, State, Version, bounded
 from ciruela.proto.forms import (
     ALGORITHM,
@@ -79,6 +80,9 @@ REFUSED_BYTES = 32
 MOST_REFUSED = 64
 """Length of the digest of a refused order, and how many of them one answer to GetPathState has."""
 
+MOST_BROUGHT_BYTES = 56 * 1024
+"""Index and blocks that come with an order: the message stays below what a stranger may send."""
+
 MOST_ADDRESSES = 16
 """Addresses of one server, or with one machine id."""
 
@@ -144,6 +148,8 @@ def _pair(*values: Any) -> tuple[Any, ...]:
     return values
 
 
+TICKET_BYTES = 16
+TICKET: Codec[bytes] = Fixed(TICKET_BYTES, "a ticket")
 _FACT = Data(MAX_FACT_BYTES, "a body of gossip")
 _DIGEST: Codec[bytes] = Fixed(REFUSED_BYTES, "a refused order")
 REFUSAL: Codec[tuple[ImageId, str]] = Row(
@@ -166,28 +172,46 @@ HostnameField = Annotated[str, required(NAME)]
 FlagField = Annotated[bool, required(FLAG)]
 PiecesField = Annotated[int, spare(PIECES, [])]
 
+
+@dataclass(frozen=True, slots=True)
+class ImageContent:
+    """A whole small image: its index, and all its blocks in index order, one after another. Neither is verified yet."""
+
+    index: bytes
+    blocks: bytes
+
+
+_BROUGHT = Data(MOST_BROUGHT_BYTES, "what comes with an order")
+_CONTENT = Row(ImageContent, (("content", _BROUGHT), ("content", _BROUGHT)), "content is not a pair", attributes=("index", "blocks"))
+ContentField = Annotated[ImageContent | None, spare(_CONTENT, None)]
+
 # -- requests -----------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class AppendDir:
-    """Client to node: make this image appear at a path that has none. ``signatures`` are 64 bytes each, all made for ``timestamp_ms``."""
+    """Client to node: make this image appear at a path that has none. ``signatures`` are 64 bytes each, all made for ``timestamp_ms``.
+
+    ``content``: the image itself, so that nobody has to ask for it; only where ``ciruela.v3`` was confirmed.
+    """
 
     path: PathField
     image: ImageField
     timestamp_ms: TimeField
     signatures: SignaturesField
+    content: ContentField = None
 
 
 @dataclass(frozen=True, slots=True)
 class ReplaceDir:
-    """Client to node: make this image appear at a path, in place of ``old_image`` if that is given."""
+    """Client to node: make this image appear at a path, in place of ``old_image`` if that is given. ``content`` as in AppendDir."""
 
     path: PathField
     image: ImageField
     old_image: Annotated[ImageId | None, nullable(IMAGE)]
     timestamp_ms: TimeField
     signatures: SignaturesField
+    content: ContentField = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +281,16 @@ class GetShare:
 
     image: IdField
     missing: MaskField
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBulk:
+    """Client to node, or node to node: may this side open a bulk connection beside this one? Only ``ciruela.v3``.
+
+    ``gives``: it gives blocks there; otherwise it asks for them.
+    """
+
+    gives: FlagField
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,6 +388,7 @@ Request = (
     | GetPathState
     | WithdrawUpload
     | PushPull
+    | OpenBulk
 )
 
 # -- responses ----------------------------------------------------------------------------------------------------------------
@@ -430,6 +465,13 @@ class ShareData:
     """Answer to GetShare: a mask of pieces, 0 when all that is missing was promised to others."""
 
     pieces: MaskField
+
+
+@dataclass(frozen=True, slots=True)
+class BulkTicket:
+    """Answer to OpenBulk: the first message on the bulk connection, by which the node knows what it belongs to."""
+
+    ticket: Annotated[bytes, required(TICKET)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -540,6 +582,7 @@ Response = (
     | CheckData
     | PathStateData
     | PushPullData
+    | BulkTicket
     | Error
 )
 

@@ -5,10 +5,10 @@ Follows protocol section 3.2 and threats A24. ``T`` is whatever the owner wants 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ciruela.model.errors import FormatError
+from ciruela.model.values import dataclass
 from ciruela.proto import codec
 from ciruela.proto.messages import (
     Error,

@@ -6,9 +6,9 @@ those of the classes; :data:`FORMS` has what stands in them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from ciruela.model.values import dataclass
 from ciruela.proto import messages as m
 from ciruela.proto.forms import FEW_PIECES, MAX_BULK, MAX_HOSTS, Struct
 
@@ -51,6 +51,7 @@ EXCHANGES = (
     Exchange(m.GetPathState, m.PathStateData, MAX_ITEMS_PATH_STATE, version=2),
     Exchange(m.WithdrawUpload, m.UploadAck, version=2),
     Exchange(m.PushPull, m.PushPullData, MAX_ITEMS_PUSH_PULL, version=2),
+    Exchange(m.OpenBulk, m.BulkTicket, version=3),
 )
 
 NOTIFICATIONS: dict[type[Any], int] = {
@@ -63,8 +64,8 @@ NOTIFICATIONS: dict[type[Any], int] = {
 }
 """Version of the subprotocol that has each notification."""
 
-NEWER = tuple(row.request for row in EXCHANGES if row.version > 1)
-"""Requests that only ``ciruela.v2`` has."""
+NEWER: dict[type[Any], int] = {row.request: row.version for row in EXCHANGES if row.version > 1}
+"""Requests that ``ciruela.v1`` lacks, each with the version of the subprotocol that has it."""
 
 
 def deadly(request: Any) -> str | None:

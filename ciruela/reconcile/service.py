@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from itertools import islice
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from ciruela.model.errors import CiruelaError, LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
 from ciruela.model.units import logged
 from ciruela.model.upload import Accepted, Decision, Progress, Rejection, RejectReason, Removal, RemovalGranted, UploadRequest
+from ciruela.model.values import dataclass
 from ciruela.model.versions import State, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import BaseDirData, GetBaseDir, Response

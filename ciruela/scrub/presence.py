@@ -7,7 +7,7 @@ opened, or is another one than before, nobody can tell, and nothing is concluded
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from itertools import islice
 from typing import Protocol, TypeVar
@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from ciruela.interfaces import Address, NamesFound, NodeContext, Pending
 from ciruela.model.errors import DiskError
 from ciruela.model.upload import AbortReason, Command
+from ciruela.model.values import dataclass
 from ciruela.model.versions import State
 from ciruela.model.vpath import VPath
 from ciruela.runtime import PeriodicTask

@@ -5,7 +5,7 @@ A token bucket bounds how much may be read now.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -19,6 +19,7 @@ from ciruela.model.config import Tuning
 from ciruela.model.errors import CiruelaError, DiskError, DownloadFailed
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import AbortReason
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 from ciruela.runtime import Backoff, PeriodicTask, TokenBucket
 from ciruela.tracking.ledger import Ledger
@@ -30,6 +31,12 @@ TICK_S = 1.0
 
 FIRST_S = 600.0
 """The first cycle begins so long after the start: a node that comes up has better things to do."""
+
+NEW_S = 60.0
+"""A new image is read so long after its commit, or later: its disk has written it by then, and whoever waited for it is served."""
+
+MOST_NEW = 1000
+"""New images that wait to be read; the cycle comes to the others."""
 
 SUSPECT_BYTES = 64 * 1024 * 1024
 """Bytes of a suspect image that one tick reads, whatever the rate."""
@@ -94,7 +101,7 @@ class Ill:
 
 @dataclass(eq=False)
 class Scrub:
-    """Looks through all images once in a cycle.
+    """Looks through all images once in a cycle, and through a new one soon.
 
     ``ill`` are the damaged ones; the counts are since the start.
     """
@@ -116,10 +123,12 @@ class Scrub:
     cycle_total: int = field(init=False, default=0)
     last_full_ms: int | None = field(init=False, default=None)
     _suspects: dict[VPath, None] = field(init=False, default_factory=dict)
+    _new: dict[VPath, float] = field(init=False, default_factory=dict)
     _order: list[VPath] = field(init=False, default_factory=list)
     _cycling: bool = field(init=False, default=False)
     _at: VPath | None = field(init=False, default=None)
     _suspect: bool = field(init=False, default=False)
+    _is_new: bool = field(init=False, default=False)
     _examination: Examination | None = field(init=False, default=None)
     _work: Deferred[None] | None = field(init=False, default=None)
 
@@ -161,10 +170,16 @@ class Scrub:
             self._suspects[vpath] = None
             self._log.error("{vpath}: a block of {image} is missing or wrong, it is looked through", vpath=str(vpath), image=image.hex())
 
+    def arrived(self, vpath: VPath) -> None:
+        """A new image was committed at ``vpath``: read it soon, for the commit did not read what it had just written from the disk."""
+        self._new.pop(vpath, None)
+        if len(self._new) < MOST_NEW:  # guard: I6, -> True
+            self._new[vpath] = self.context.clock.seconds() + NEW_S
+
     @property
     def left(self) -> int:
         """Images that this cycle has not looked through yet."""
-        return len(self._order) + (self._at is not None and not self._suspect)
+        return len(self._order) + (self._at is not None and not self._suspect and not self._is_new)
 
     @property
     def at(self) -> VPath | None:
@@ -178,7 +193,10 @@ class Scrub:
         if self._work is not None:
             return
         if self._at is not None and self._suspects and not self._suspect:
-            self._order.append(self._at)
+            if self._is_new:
+                self.arrived(self._at)
+            else:
+                self._order.append(self._at)
             self._let_go()
         if self._at is None:
             self._next()
@@ -196,7 +214,8 @@ class Scrub:
         self._work = None
 
     def _next(self) -> None:
-        """Chooses the next image: a suspect one, else one of the cycle that is due."""
+        """Chooses the next image: a suspect one, else a new one, else one of the cycle that is due."""
+        self._is_new = False
         if self._cycling and not self._order:
             self._cycling = False
             self.last_full_ms = self.context.now_ms()
@@ -206,6 +225,11 @@ class Scrub:
             self._suspect = True
             return
         now_s = self.context.clock.seconds()
+        first = next(iter(self._new), None)
+        if first is not None and now_s >= self._new[first] and self._tuning.scrub_bytes_per_second:
+            del self._new[first]
+            self._at, self._suspect, self._is_new = first, False, True
+            return
         if not self._order and self._tuning.scrub_bytes_per_second and now_s >= self._cycle_s:
             self._begin_cycle(now_s)
         if self._order:

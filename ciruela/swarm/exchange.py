@@ -15,11 +15,12 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Generic, TypeVar
 
+from ciruela.model.bitfield import bits, lowest
+from ciruela.model.values import dataclass
 from ciruela.proto.messages import PieceNews, PieceOffer
-from ciruela.swarm.masks import bits, chosen, lowest
 
 K = TypeVar("K")
 """Name of a neighbor."""
@@ -80,13 +81,26 @@ LEVELS = 3
 """Counts of how often a piece was given: never, once, more often."""
 
 
+def chosen(mask: int, most: int, count: int, rng: random.Random) -> int:
+    """Gives ``most`` pieces of ``mask``, each the next one from a random place among ``count``, as a mask."""
+    found = 0
+    while mask and most > 0:
+        turn = int(rng.random() * count)
+        high = mask >> turn << turn or mask
+        low = high & -high
+        found |= low
+        mask ^= low
+        most -= 1
+    return found
+
+
 @dataclass(slots=True, eq=False)
 class Neighbor(Generic[K]):
     """A neighbor. Masks of pieces.
 
     ``known``: what it has or takes; ``has``: what it said it has. ``said``, ``said_takes``: what it was told that is here, or on its way.
     ``offered``: all pieces of the offers under way, ``offers``: these, each with its time. ``owed``: what it took and was not sent,
-    ``owed_s``: when that changed last.
+    ``owed_s``: when that changed last; ``early``: what it was sent before its answer to the offer, which came another way, was heard.
     ``under_way``: number of pieces offered and not answered, or owed.
     ``resting``: it took nothing of an offer, and has not said anything since. ``failures``, in a row: it was late, or gave wrong bytes;
     nothing is taken from it until ``distrusted_until_s``.
@@ -94,27 +108,28 @@ class Neighbor(Generic[K]):
 
     key: K
     takes_part: bool
-    known: int = 0
-    has: int = 0
-    heard: bool = False
-    said: int = 0
-    said_takes: int = 0
-    offered: int = 0
-    offers: deque[tuple[float, PieceOffer]] = field(default_factory=deque)
-    new_offers: list[PieceOffer] = field(default_factory=list)
-    answers: list[int] = field(default_factory=list)
-    full: bool = False
-    owed: int = 0
-    owed_s: float = -math.inf
-    under_way: int = 0
-    resting: bool = False
-    failures: int = 0
-    distrusted_until_s: float = -math.inf
-    spoken_s: float = -math.inf
+    known: int = field(init=False, default=0)
+    has: int = field(init=False, default=0)
+    heard: bool = field(init=False, default=False)
+    said: int = field(init=False, default=0)
+    said_takes: int = field(init=False, default=0)
+    offered: int = field(init=False, default=0)
+    offers: deque[tuple[float, PieceOffer]] = field(init=False, default_factory=deque)
+    new_offers: list[PieceOffer] = field(init=False, default_factory=list)
+    answers: list[int] = field(init=False, default_factory=list)
+    full: bool = field(init=False, default=False)
+    owed: int = field(init=False, default=0)
+    owed_s: float = field(init=False, default=-math.inf)
+    early: int = field(init=False, default=0)
+    under_way: int = field(init=False, default=0)
+    resting: bool = field(init=False, default=False)
+    failures: int = field(init=False, default=0)
+    distrusted_until_s: float = field(init=False, default=-math.inf)
+    spoken_s: float = field(init=False, default=-math.inf)
 
 
 @dataclass(slots=True)
-class Rate:
+class TransferRate:
     """Times of the last transfers, for how many a second there are."""
 
     times: deque[float] = field(default_factory=lambda: deque(maxlen=LOOKED_AT))
@@ -161,8 +176,8 @@ class PieceExchange(Generic[K]):
         self._order: list[Neighbor[K]] = []
         self._delay_s = 1.0
         self._wait_s = LATE_LEAST_S
-        self._sent = Rate()
-        self._came = Rate()
+        self._sent = TransferRate()
+        self._came = TransferRate()
         self._taken_s = 0.0
         self._generous_until_s = -math.inf
         self._most_bundled = max(1, count // BUNDLES)
@@ -213,6 +228,7 @@ class PieceExchange(Generic[K]):
             since_s, offer = neighbor.offers.popleft()
             self._delay_s = min(now_s - since_s, self._delay_s * DRIFT)
             neighbor.offered &= ~(offer.pieces | offer.others)
+            neighbor.early &= neighbor.offered | taken
             taken &= (offer.pieces | offer.others) & ~neighbor.owed  # guard: A24, (offer.pieces | offer.others) & -> self.have &
             number = taken.bit_count()
             neighbor.under_way += number - offer.pieces.bit_count()
@@ -220,6 +236,7 @@ class PieceExchange(Generic[K]):
             if number:
                 neighbor.known |= taken
                 neighbor.owed |= taken
+                self._pay(neighbor, neighbor.early & taken)
                 neighbor.owed_s = self._taken_s = now_s
                 to_send |= taken
             else:
@@ -262,12 +279,14 @@ class PieceExchange(Generic[K]):
         if neighbor is not None:
             neighbor.owed_s = self._taken_s = now_s
             neighbor.resting = neighbor.resting or not given
+            neighbor.early |= pieces & neighbor.offered & ~neighbor.owed
             self._pay(neighbor, pieces)
         self._offer(now_s)
 
     def _pay(self, neighbor: Neighbor[K], pieces: int) -> None:
         number = (neighbor.owed & pieces).bit_count()
         neighbor.owed &= ~pieces
+        neighbor.early &= ~pieces | neighbor.offered
         neighbor.under_way -= number
         self.out -= number
 
@@ -367,8 +386,9 @@ class PieceExchange(Generic[K]):
         if self.out >= window:
             return
         bundle = self._sent.bundle(self._most_bundled)
+        most_each = max(2 * bundle, window // 2)
         while self.out < window:
-            found = self._link(window, now_s) if self._client else self._neighbor(window)
+            found = self._link(most_each, now_s) if self._client else self._neighbor(most_each)
             if found is None:
                 return
             neighbor, wanted = found
@@ -382,13 +402,13 @@ class PieceExchange(Generic[K]):
             self.out += most
             self._to_say[neighbor.key] = neighbor
 
-    def _neighbor(self, window: int) -> tuple[Neighbor[K], int] | None:
+    def _neighbor(self, most: int) -> tuple[Neighbor[K], int] | None:
         """Chooses whom to offer something to, and all that is worth offering: of two random neighbors the one that has less."""
         order = self._order
         turn = int(self._rng.random() * len(order))
         first: tuple[Neighbor[K], int] | None = None
         for neighbor in order[turn:] + order[:turn]:
-            if not self._has_room(neighbor, window):
+            if not self._has_room(neighbor, most):
                 continue
             wanted = self.have & ~(neighbor.known | neighbor.offered)
             if not wanted:
@@ -398,7 +418,7 @@ class PieceExchange(Generic[K]):
             first = neighbor, wanted
         return first
 
-    def _link(self, window: int, now_s: float) -> tuple[Neighbor[K], int] | None:
+    def _link(self, most: int, now_s: float) -> tuple[Neighbor[K], int] | None:
         """As :meth:`_neighbor`, for a client: the link with the least under way, and what none of the links has, takes or was offered.
 
         When that is nothing, and nothing was taken for QUIET_S, for a while all that this link lacks: who has it may not be able to give
@@ -411,14 +431,15 @@ class PieceExchange(Generic[K]):
             self._generous_until_s = now_s + GENEROUS_S
         generous = now_s < self._generous_until_s
         for neighbor in sorted(self._order, key=lambda neighbor: neighbor.under_way):
-            if self._has_room(neighbor, window):
+            if self._has_room(neighbor, most):
                 wanted = self.have & ~there or (generous and self.everything & ~(neighbor.known | neighbor.offered))
                 if wanted:
                     return neighbor, wanted
         return None
 
-    def _has_room(self, neighbor: Neighbor[K], window: int) -> bool:
-        most = max(2 * self._sent.bundle(self._most_bundled), window // 2)
+    @staticmethod
+    def _has_room(neighbor: Neighbor[K], most: int) -> bool:
+        """Tells whether a neighbor may be offered something, while ``most`` pieces may be under way to one."""
         return neighbor.takes_part and neighbor.heard and not neighbor.resting and neighbor.under_way < most
 
     def _choose(self, wanted: int, bundle: int) -> PieceOffer:

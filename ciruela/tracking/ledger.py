@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from itertools import chain
 from types import MappingProxyType
 
 import cbor2
@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from ciruela.interfaces import Loaded, Pending
 from ciruela.model.config import DirConfig
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 from ciruela.model.versions import RetainedVersion, State, Tombstone, Tombstones, Version
 from ciruela.model.vpath import VPath
 from ciruela.runtime import BoundedMap
@@ -52,25 +53,56 @@ NOTHING_REMOVED: Mapping[str, Version] = MappingProxyType({})
 NO_CONFIGS: Mapping[str, DirConfig] = MappingProxyType({})
 
 
-def base_dir_hash(entries: Mapping[str, State], removed: Mapping[str, Version] = NOTHING_REMOVED, append_only: bool = False) -> bytes:
-    """The hash that nodes compare: BLAKE2b-256 over the CBOR array of ``[name, timestamp, image]``, sorted by the name's UTF-8 bytes.
+class BaseDirRows:
+    """The rows under the hash of a base dir, each encoded once: a change of one entry costs no encoding of the others.
+
+    The hash is BLAKE2b-256 over the CBOR array of ``[name, timestamp, image]``, sorted by the name's UTF-8 bytes.
 
     Signature lists are left out, unlike the reference's (protocol section 4.4): nodes that hold the same versions agree. In an
     ``append_only`` directory the time of the claim follows where it is not that of the version, which is so for an image that was uploaded
     again. What was removed by a signed wish follows in rows that end with ``true``: nodes that do not know of it differ, and ask.
     """
-    rows: list[list[object]] = []
-    for name in _in_order(entries):
-        state = entries[name]
-        claim_ms = state.claim(removed.get(name)).timestamp_ms
-        claimed = [claim_ms] if append_only and claim_ms != state.version.timestamp_ms else []  # guard: K2.1 I5, -> []
-        rows.append([name, state.version.timestamp_ms, bytes(state.image), *claimed])
-    rows += [[name, removed[name].timestamp_ms, bytes(removed[name].image), True] for name in _in_order(removed)]
-    return hashlib.blake2b(cbor2.dumps(rows), digest_size=32).digest()
+
+    def __init__(self, append_only: bool) -> None:
+        self.append_only = append_only
+        self._entries: dict[str, bytes] = {}
+        self._removed: dict[str, bytes] = {}
+
+    def put(self, name: str, state: State | None, removed: Version | None) -> None:
+        """``name`` holds ``state`` now, and ``removed`` was removed from it; None for nothing."""
+        if state is None:
+            _put(self._entries, name, None)
+        else:
+            stamp_ms, claim_ms = state.version.timestamp_ms, state.claim(removed).timestamp_ms
+            claimed = [claim_ms] if self.append_only and claim_ms != stamp_ms else []  # guard: K2.1 I5, -> []
+            _put(self._entries, name, [name, stamp_ms, bytes(state.image), *claimed])
+        _put(self._removed, name, None if removed is None else [name, removed.timestamp_ms, bytes(removed.image), True])
+
+    def hash(self) -> bytes:
+        """The hash of what is there now."""
+        # The head of an array is that of the number in another major type (RFC 8949, 3.1).
+        head = bytearray(cbor2.dumps(len(self._entries) + len(self._removed)))
+        head[0] |= 0x80
+        rows = (map(table.__getitem__, sorted(table)) for table in (self._entries, self._removed))
+        return hashlib.blake2b(b"".join((head, *chain.from_iterable(rows))), digest_size=32).digest()
+
+    def __bool__(self) -> bool:
+        return bool(self._entries or self._removed)
 
 
-def _in_order(names: Iterable[str]) -> list[str]:
-    return sorted(names, key=lambda name: name.encode("utf-8"))
+def _put(table: dict[str, bytes], name: str, row: list[object] | None) -> None:
+    if row is None:
+        table.pop(name, None)
+    else:
+        table[name] = cbor2.dumps(row)
+
+
+def base_dir_hash(entries: Mapping[str, State], removed: Mapping[str, Version] = NOTHING_REMOVED, append_only: bool = False) -> bytes:
+    """The hash that nodes compare, see :class:`BaseDirRows`."""
+    rows = BaseDirRows(append_only)
+    for name in {**entries, **removed}:
+        rows.put(name, entries.get(name), removed.get(name))
+    return rows.hash()
 
 
 class Ledger:
@@ -84,9 +116,10 @@ class Ledger:
         self._committed: dict[VPath, State] = {}
         self._pending: dict[VPath, Pending] = {}
         self._kept: dict[VPath, tuple[RetainedVersion, ...]] = {}
+        self._rows: dict[VPath, BaseDirRows] = {}
         self._hashes: dict[VPath, bytes] = {}
         self._view = MappingProxyType(self._hashes)
-        self._stale: set[VPath] = set()
+        self._stale: dict[VPath, set[str]] = {}
         self._aborts: BoundedMap[tuple[VPath, ImageId], tuple[float, int, Version]] = BoundedMap(MAX_ABORTS)
         self._failures: BoundedMap[tuple[VPath, ImageId], tuple[float, float]] = BoundedMap(MAX_ABORTS)
         self._burials: dict[VPath, Tombstones] = {}
@@ -94,9 +127,9 @@ class Ledger:
 
     def fill(self, loaded: Loaded) -> None:
         """Take in what the disk remembers, without telling ``changed``."""
-        self._burials.update(loaded.burials)
-        self._stale.update(loaded.burials)
-        self._revisions.update(loaded.burials.keys())
+        for base, burials in loaded.burials.items():
+            self._bury(base, burials)
+            self._revisions[base] += 1
         for one in loaded.held:
             if one.committed is not None:
                 self._committed[one.vpath] = one.committed
@@ -109,9 +142,9 @@ class Ledger:
         """The directory config ``key`` is gone: nothing below it counts any more. Gives the paths at which something was."""
         gone = [vpath for base, names in self._bases.items() if base.key == key for vpath in names.values()]
         for base in [base for base in self._burials if base.key == key]:
+            self._bury(base, NO_BURIALS)  # guard: F44 I5
             del self._burials[base]
             self._revisions[base] += 1  # guard: F44 I5
-            self._stale.add(base)  # guard: F44 I5
         for vpath in [vpath for vpath in self._kept if vpath.key == key]:
             del self._kept[vpath]
         for vpath in gone:
@@ -199,22 +232,28 @@ class Ledger:
     def _remember(self, base: VPath, burials: Tombstones) -> None:
         """Unless it is known what was there later: news of two deletions may come in the other order."""
         if burials.serial >= self.burials(base).serial:  # guard: I9, -> True
-            self._burials[base] = burials
+            self._bury(base, burials)
+
+    def _bury(self, base: VPath, burials: Tombstones) -> None:
+        before, after = self.burials(base).tombstones, burials.tombstones
+        self._burials[base] = burials
+        self._stale.setdefault(base, set()).update(name for name in before.keys() | after.keys() if before.get(name) is not after.get(name))
 
     def removed(self, base: VPath) -> dict[str, Tombstone]:
         """Gives the signed removals in ``base`` that nothing newer replaced, by entry name.
 
         In an append-only directory it is told as well where something newer is: a node that missed the removal would claim the path.
         """
-        burials = self._burials.get(base)
-        signed = {} if burials is None else {entry: one for entry, one in burials.tombstones.items() if one.signatures}
-        if self._append_only(base):  # guard: K2.1
-            return signed
-        for entry in [entry for entry in signed if entry in self._bases.get(base, {})]:
-            state = self.latest(self._bases[base][entry])
-            if state is not None and state.version > signed[entry].version:
-                del signed[entry]
-        return signed
+        tombstones = self.burials(base).tombstones
+        return {entry: one for entry, one in tombstones.items() if self._told(base, entry, one)}
+
+    def _told(self, base: VPath, entry: str, tombstone: Tombstone) -> bool:
+        """Tells whether ``tombstone`` is one of :meth:`removed`."""
+        if not tombstone.signatures:
+            return False
+        vpath = self._bases.get(base, {}).get(entry)
+        state = None if vpath is None else self.latest(vpath)
+        return state is None or state.version <= tombstone.version or self._append_only(base)  # guard: K2.1, without 3
 
     def _append_only(self, base: VPath) -> bool:
         config = self._configs.get(base.key)
@@ -233,7 +272,6 @@ class Ledger:
         """Replaces the tombstones of ``base`` while nothing there changes: it outlived a removal, or tombstones became a floor."""
         self._remember(base, burials)
         self._revisions[base] += 1
-        self._stale.add(base)
 
     def buried_bases(self) -> list[VPath]:
         """The base dirs in which something was deleted."""
@@ -285,13 +323,26 @@ class Ledger:
     def base_hashes(self) -> Mapping[VPath, bytes]:
         """The hashes of all base dirs that hold something, or did; a live view, only what changed is computed anew."""
         while self._stale:
-            base = self._stale.pop()
-            removed = {entry: tombstone.version for entry, tombstone in self.removed(base).items()}
-            if base in self._bases or removed:
-                self._hashes[base] = base_dir_hash(self.entries(base), removed, self._append_only(base))
+            base, names = self._stale.popitem()
+            rows = self._renewed(base, names)
+            if rows:
+                self._rows[base], self._hashes[base] = rows, rows.hash()
             else:
+                self._rows.pop(base, None)
                 self._hashes.pop(base, None)
         return self._view
+
+    def _renewed(self, base: VPath, names: Iterable[str]) -> BaseDirRows:
+        """The rows of ``base`` after changes of the entries ``names``."""
+        paths, tombstones, append_only = self._bases.get(base, {}), self.burials(base).tombstones, self._append_only(base)
+        rows = self._rows.get(base)
+        if rows is None or rows.append_only != append_only:
+            rows, names = BaseDirRows(append_only), sorted(paths.keys() | tombstones.keys())
+        for name in names:
+            tombstone = tombstones.get(name)
+            removed = tombstone.version if tombstone is not None and self._told(base, name, tombstone) else None
+            rows.put(name, self.latest(paths[name]) if name in paths else None, removed)
+        return rows
 
     def revision(self, base: VPath) -> int:
         """A number that grows whenever anything about ``base`` changes here, whether its hash shows it or not."""
@@ -330,7 +381,7 @@ class Ledger:
             names.pop(vpath.entry, None)
             if not names:
                 del self._bases[base]
-        self._stale.add(base)
+        self._stale.setdefault(base, set()).add(vpath.entry)
 
     def _touch(self, vpath: VPath) -> None:
         self._note(vpath)

@@ -6,10 +6,11 @@ Wishes: which client connections asked for an upload that was accepted, and whic
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ciruela.interfaces import Connection
 from ciruela.model.ids import ImageId
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 
 MOST_PER_LINK = 64

@@ -26,7 +26,7 @@ removes what was uploaded since, and a recorded upload never brings back what wa
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 
 from ciruela.model.config import DirConfig, OnConflict
@@ -42,6 +42,7 @@ from ciruela.model.upload import (
     RemovalGranted,
     UploadRequest,
 )
+from ciruela.model.values import dataclass
 from ciruela.model.versions import SigEntry, State, Version
 from ciruela.model.vpath import VPath
 

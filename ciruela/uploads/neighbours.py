@@ -6,7 +6,7 @@ A node that is empty, lags behind or has lost a record must not take what the ot
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, succeed
 from twisted.internet.interfaces import IDelayedCall
@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from ciruela.interfaces import Address, NodeContext
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.model.ids import ImageId, MachineId
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import GetPathState, PathStateData, Response
 from ciruela.uploads.decision import NOWHERE, Elsewhere

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from twisted.internet import defer
@@ -17,6 +17,7 @@ from ciruela.model.config import DirConfig, OnConflict
 from ciruela.model.errors import CiruelaError, DiskError, OtherContent
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import AbortReason, Origin, Rejection, RejectReason, Removal
+from ciruela.model.values import dataclass
 from ciruela.model.versions import SigEntry, Tombstone
 from ciruela.model.vpath import VPath
 from ciruela.runtime import RateLimitedLog

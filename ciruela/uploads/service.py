@@ -8,7 +8,7 @@ Limits bound what one key, and one directory, may have here at a time (threats 6
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredLock, maybeDeferred, succeed
@@ -21,8 +21,10 @@ from ciruela.model.config import DirConfig, OnConflict
 from ciruela.model.errors import SLOW_DOWN, Busy
 from ciruela.model.ids import ImageId
 from ciruela.model.upload import AbortReason, Accepted, Command, Decision, Origin, Progress, Rejection, RejectReason, UploadRequest
+from ciruela.model.values import dataclass
 from ciruela.model.versions import MOST_SIGNATURES, SigEntry, State, Version
 from ciruela.model.vpath import VPath
+from ciruela.proto.messages import ImageContent
 from ciruela.runtime import RateLimitedLog
 from ciruela.tracking.ledger import Ledger
 from ciruela.uploads.decision import NOWHERE, Elsewhere, PathState, judge, no_config, precheck
@@ -104,8 +106,8 @@ _FINAL = frozenset({RejectReason.SIGNATURE_MISMATCH, RejectReason.TIMESTAMP_IN_F
 class Starter(Protocol):
     """Port to the downloads, for uploads."""
 
-    def start(self, pending: Pending, hints: tuple[Address, ...]) -> None:
-        """Begin to fetch an accepted upload; ``hints`` are nodes that spoke of it."""
+    def start(self, pending: Pending, hints: tuple[Address, ...], content: ImageContent | None) -> None:
+        """Begin to fetch an accepted upload; ``hints`` are nodes that spoke of it, ``content`` came with the order."""
 
     def stop(self, vpath: VPath, reason: AbortReason) -> None:
         """End the download for ``vpath``, if one runs."""
@@ -149,8 +151,8 @@ class Uploads:
         self._max_age_ms = tuning.signature_max_age_ms
         self._hush = RateLimitedLog(self.context.clock, 40)
 
-    def order(self, order: UploadRequest, hints: tuple[Address, ...] = ()) -> Deferred[Decision]:
-        """Fires with the verdict once it is recorded.
+    def order(self, order: UploadRequest, hints: tuple[Address, ...] = (), content: ImageContent | None = None) -> Deferred[Decision]:
+        """Fires with the verdict once it is recorded. ``hints`` and ``content`` as in :meth:`Starter.start`.
 
         Fails with DiskError when it cannot be, or when the keys cannot be read; with Busy when the key that signed it has as many uploads
         in progress as it may have.
@@ -161,7 +163,11 @@ class Uploads:
         refused = precheck(order, config)
         if refused is not None:  # guard: A18 F13
             return self._unfit(order, config, refused)
-        return self.alone(order.vpath, lambda: Deferred.fromCoroutine(self._examine(order, config, hints)))
+
+        def start(pending: Pending) -> None:
+            self.downloads.start(pending, hints, content)
+
+        return self.alone(order.vpath, lambda: Deferred.fromCoroutine(self._examine(order, config, start)))
 
     def _unfit(self, order: UploadRequest, config: DirConfig, refused: Rejection) -> Deferred[Decision]:
         """Fires with ``refused``; a replace that an append-only directory refused must not be sent again as an append, either."""
@@ -192,12 +198,12 @@ class Uploads:
         # guard: A52, turn.acquire() -> succeed(turn.acquire() and None); I4, .addBoth(leave) -> ).addBoth(leave
         return turn.acquire().addCallback(lambda _: maybeDeferred(work).addBoth(leave))
 
-    async def _examine(self, order: UploadRequest, config: DirConfig, hints: tuple[Address, ...]) -> Decision:
+    async def _examine(self, order: UploadRequest, config: DirConfig, start: Callable[[Pending], None]) -> Decision:
         verified = await self._verified(order, config)
         elsewhere = await self._elsewhere(order, config, verified)
         known = await self._makers(order, config, verified)
         present = await self._present(order, verified)
-        verdict = self._decide(order, config, hints, verified, elsewhere, known, present)
+        verdict = self._decide(order, config, start, verified, elsewhere, known, present)
         while isinstance(verdict, Deferred):
             verdict = await verdict
         return verdict
@@ -236,7 +242,7 @@ class Uploads:
         self,
         order: UploadRequest,
         config: DirConfig,
-        hints: tuple[Address, ...],
+        start: Callable[[Pending], None],
         verified: Mapping[SigEntry, str],
         elsewhere: Elsewhere,
         known: Mapping[SigEntry, str],
@@ -259,8 +265,8 @@ class Uploads:
         settled = self.downloads.settled(order.vpath)  # guard: A43 A52, -> None
         if settled is None:
             self.quotas.charge(order, verified.values())  # guard: A26
-            return self._begin(order, config, verdict, hints)
-        return settled.addCallback(lambda _: self._decide(order, config, hints, verified, elsewhere, known, present))
+            return self._begin(order, config, verdict, start)
+        return settled.addCallback(lambda _: self._decide(order, config, start, verified, elsewhere, known, present))
 
     def _tell_refused(
         self, order: UploadRequest, config: DirConfig, standing: PathState, verdict: Rejection, verified: Mapping[SigEntry, str]
@@ -410,7 +416,7 @@ class Uploads:
         if ours is not None and ours.image != order.image:
             self.conflicted(order.vpath, ours.image, f"{order.image.hex()[:12]} was appended first, and takes its place")
 
-    def _begin(self, order: UploadRequest, config: DirConfig, verdict: Accepted, hints: tuple[Address, ...]) -> Deferred[Decision]:
+    def _begin(self, order: UploadRequest, config: DirConfig, verdict: Accepted, start: Callable[[Pending], None]) -> Deferred[Decision]:
         if verdict.conflict:  # guard: A51
             self._converge(order)
         self.downloads.stop(order.vpath, AbortReason.CONFLICT if verdict.conflict else AbortReason.SUPERSEDED)
@@ -423,7 +429,7 @@ class Uploads:
 
         def recorded(_: None) -> Decision:
             if self.ledger.pending(order.vpath) is pending:
-                self.downloads.start(pending, hints)
+                start(pending)
             return verdict
 
         def lost(failure: Failure) -> Failure:

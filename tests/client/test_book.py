@@ -813,3 +813,39 @@ class Required(BookCase):
         self.assertEqual(worst([EXIT_PARTIAL, EXIT_HOOK]), EXIT_PARTIAL)
         self.assertEqual(worst([EXIT_DONE, EXIT_HOOK]), EXIT_HOOK)
         self.assertEqual(worst([EXIT_DONE, EXIT_NOTHING]), EXIT_DONE)
+
+
+class Revisions(BookCase):
+    """The verdict is made anew when the revision is another one, and else at the next beat."""
+
+    @settings(max_examples=300, deadline=None, derandomize=True)
+    @given(
+        st.booleans(),
+        st.lists(
+            st.tuples(st.sampled_from(["ack", "no", "got", "other", "abort", "conflict", "said"]), st.integers(1, 3), st.integers(1, 3)),
+            max_size=14,
+        ),
+    )
+    @shows("K7.6")
+    def test_no_change_is_missed(self, weak: bool, events: list[tuple[str, int, int]]) -> None:
+        """News that changes a verdict and not the revision would be judged a second later, which a tiny upload would wait for."""
+        self.book = book = UploadTracker(PATH, IMAGE, weak)
+        for number in range(1, 4):
+            book.asked(address(number), f"10.0.0.{number}")
+        for what, via, number in events:
+            before = book.revision, [book.verdict(RULE, elapsed_s, SETTLED) for elapsed_s in (1.0, 40.0)], book.standing()
+            named = machine(number), f"n{number}"
+            match what:
+                case "ack" | "no":
+                    reason = None if what == "ack" else RejectReason.ALREADY_EXISTS.value
+                    book.answered(address(via), UploadAck(reason is None, reason, {machine(number): f"n{number}"}))
+                case "got" | "other":
+                    self.got(via, number, IMAGE if what == "got" else OTHER)
+                case "said":
+                    book.said(address(via), PathStateData(*named, 1000, True, Version(1, IMAGE), None))
+                case _:
+                    word = "conflict" if what == "conflict" else "no_space"
+                    book.aborted(address(via), AbortedImage(IMAGE, PATH, *named, via != number, word))
+            after = [book.verdict(RULE, elapsed_s, SETTLED) for elapsed_s in (1.0, 40.0)]
+            if book.revision == before[0]:
+                self.assertEqual((after, book.standing()), before[1:], (weak, events))

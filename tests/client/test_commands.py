@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.task import Clock
@@ -18,6 +19,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import commands
+from ciruela.client.contacts import RunContext
 from ciruela.client.context import AppContext
 from ciruela.client.demo import make_keys
 from ciruela.client.main import _Life, exit_for
@@ -25,9 +27,11 @@ from ciruela.client.options.local import IndexOptions
 from ciruela.client.options.sync import SyncOptions
 from ciruela.client.options.table import parse, parse_sync
 from ciruela.client.orders import LocalProblem
-from ciruela.client.sync import RunContext
+from ciruela.client.scanning import scan_directory
 from ciruela.disk import walk
 from ciruela.disk.localtree import LocalTree
+from ciruela.disk.scan import Scan
+from ciruela.index.digest import HashKind
 from ciruela.index.parse import parse as parse_index
 from ciruela.interfaces import Address
 from ciruela.keys.public import parse_public, verify
@@ -129,6 +133,71 @@ class Sync(CommandCase):
         self.assertEqual(len(self.out.text.splitlines()), 1)
         for words in ("Signing with SHA256:", "Indexed", "2 dirs, 1 file, 1 link", f"id {request.image.hex()[:12]}\n"):
             self.assertIn(words, self.err.text)
+
+    @shows("K6.2")
+    def test_small_image(self) -> None:
+        """A small image would be asked for, or be sent to a node that does not know what to do with it."""
+        for hub in ("new", "second", "old"):
+            with self.subTest(hub):
+                self.setUp()
+                node = FakeNode(self.hub, 1)
+                if hub != "new":
+                    getattr(self.hub, hub).add(address(1))
+                running = self.sync("--append", f"{self.source}:/apps/v1", "n1")
+                (request,) = node.requests
+                assert isinstance(request, AppendDir)
+                if hub != "new":
+                    self.assertIsNone(request.content)
+                    continue
+                assert request.content is not None
+                self.assertEqual(request.content.blocks, b"hello" * 10_000)
+                self.assertEqual(parse_index(request.content.index, request.image).total_bytes, 50_000)
+                node.tell_received("/apps/v1", request.image, 1)
+                self.pass_()
+                self.assertEqual(self.successResultOf(running), 0)
+                self.assertIn("sent 49.", self.out.text)
+
+    def test_not_small(self) -> None:
+        """A larger one would not fit into what a stranger may send, and a rate that the user wants would not be kept to."""
+        (self.source / "more").write_bytes(bytes(7_000))
+        for more in (("more",), ("sub", "--limit-rate", "1M")):
+            node = FakeNode(self.hub, len(more))
+            self.sync(*more[1:], "--append", f"{self.source}:/apps/v1", f"n{len(more)}")
+            (self.source / "more").unlink(missing_ok=True)
+            (request,) = node.requests
+            assert isinstance(request, AppendDir)
+            self.assertIsNone(request.content)
+
+    def test_indexed_meanwhile(self) -> None:
+        """The time in which a server is reached would come before that in which the directory is read."""
+        FakeNode(self.hub, 1)
+        with patch.object(CommandCase, "pass_"):
+            self.sync("--append", f"{self.source}:/apps/v1", "n1")
+        self.assertIn("Indexed", self.err.text)
+        self.assertEqual(self.clock.seconds(), 0)
+
+    @shows("K6.1")
+    def test_reference(self) -> None:
+        """A server of the reference would be given a hash that it does not know, or be waited for until all was read for nothing."""
+        node = FakeNode(self.hub, 1)
+        self.hub.old.add(address(1))
+        ended: list[HashKind] = []
+
+        async def scan(name: str, kind: HashKind, *more: Any) -> Scan:
+            if kind is HashKind.BLAKE3:
+                await Deferred(lambda _: ended.append(kind))
+            return await scan_directory(name, kind, *more)
+
+        with patch.object(commands, "scan_directory", scan):
+            self.sync("--append", f"{self.source}:/apps/v1", "n1")
+        (request,) = node.requests
+        assert isinstance(request, AppendDir)
+        asked = node.links[0].ask(GetIndex(request.image, None))
+        self.pass_()
+        answer = self.successResultOf(asked)
+        assert isinstance(answer, IndexData)
+        self.assertIs(parse_index(answer.data, request.image).kind, HashKind.BLAKE2B)
+        self.assertEqual(ended, [HashKind.BLAKE3])
 
     def test_modes(self) -> None:
         """Append, weak append and replace become the requests they are; a source used twice is read once."""

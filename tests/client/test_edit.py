@@ -17,13 +17,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import edit as stories
 from ciruela.client import fetch
+from ciruela.client.contacts import RunContext
 from ciruela.client.context import AppContext
 from ciruela.client.editor import HASHED_AT_ONCE, Draft, LocalFile, choose, terminal_given_away
 from ciruela.client.fetch import NothingThere, Reading
 from ciruela.client.options.edit import EditOptions, PutFileOptions
 from ciruela.client.options.table import parse
 from ciruela.client.orders import Conflict, LocalProblem
-from ciruela.client.sync import RunContext
 from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.parse import parse as parse_index
 from ciruela.index.tree import File

@@ -10,8 +10,8 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.client.contacts import RunContext
 from ciruela.client.entrance import PATIENCE_S, Entrance
-from ciruela.client.sync import RunContext
 from ciruela.interfaces import Address
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.proto.messages import GetIndex, PublishImage

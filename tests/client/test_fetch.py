@@ -9,10 +9,10 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.client.contacts import RunContext
 from ciruela.client.crawl import MOST_ANSWERS, MOST_ASKED
 from ciruela.client.fetch import ANSWER_S, BUSY_S, ImagePlace, NothingThere, PathContent, Reading
 from ciruela.client.orders import Conflict
-from ciruela.client.sync import RunContext
 from ciruela.index.parse import parse
 from ciruela.interfaces import Address, Connection, RequestHandler
 from ciruela.model.errors import SLOW_DOWN, Busy, LinkLost, RemoteError

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import doctor as checks
-from ciruela.client.contacts import AT_ONCE
+from ciruela.client.contacts import AT_ONCE, RunContext
 from ciruela.client.context import AppContext, make_display
 from ciruela.client.doctor import Finding, Level, doctor
 from ciruela.client.errors import CommandError
@@ -23,7 +23,6 @@ from ciruela.client.pathview import claimed_signers, levels_of
 from ciruela.client.removing import seen
 from ciruela.client.status import status
 from ciruela.client.survey import MOST_NODES, ClusterView, NoPage, Survey, SurveyedNode
-from ciruela.client.sync import RunContext
 from ciruela.interfaces import Address
 from ciruela.keys.public import PublicKey
 from ciruela.keys.signed import signed_bytes

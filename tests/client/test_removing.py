@@ -12,13 +12,13 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import removing
+from ciruela.client.contacts import RunContext
 from ciruela.client.crawl import MOST_ANSWERS
 from ciruela.client.explain import at_fault, checked, legend, lines, table
 from ciruela.client.options.removing import PathTarget, split_target
 from ciruela.client.pathview import PathView, look
 from ciruela.client.removing import _what
 from ciruela.client.rollback import candidates, chosen
-from ciruela.client.sync import RunContext
 from ciruela.client.uploadrun import ANSWER_TIMEOUT_S
 from ciruela.interfaces import Address
 from ciruela.model.errors import ConfigError, LinkLost, RemoteError

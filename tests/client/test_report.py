@@ -14,13 +14,13 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.python.failure import Failure
 
 from ciruela.client import commands
+from ciruela.client.contacts import RunContext
 from ciruela.client.listener import HookStanding, UploadRow
 from ciruela.client.main import _Life
 from ciruela.client.options.sync import SyncOptions
 from ciruela.client.options.table import parse_sync
 from ciruela.client.orders import LocalProblem
 from ciruela.client.report import CODES, Report, code_of, upload_fields
-from ciruela.client.sync import RunContext
 from ciruela.client.tracker import EXIT_PARTIAL, RUNNING, UploadOutcome, UploadProgress, Verdict
 from ciruela.interfaces import Address
 from ciruela.model.ids import ImageId

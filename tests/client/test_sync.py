@@ -12,10 +12,11 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.clusters import SyncRun, exit_code
+from ciruela.client.contacts import RunContext
 from ciruela.client.listener import NodeNews, UploadRow
 from ciruela.client.options.sync import CONNECTIONS
 from ciruela.client.source import ImageSource, SharedImage
-from ciruela.client.sync import ClusterRun, EntryPoints, RunContext
+from ciruela.client.sync import ClusterRun, EntryPoints
 from ciruela.client.tracker import EXIT_CONFLICT, EXIT_LOCAL, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, CompletionRule, UploadOutcome
 from ciruela.client.uploadrun import ANSWER_TIMEOUT_S, Upload
 from ciruela.index.digest import BLOCK_BYTES, HashKind
@@ -243,12 +244,14 @@ class Accepting(SyncCase):
         self.ended(UploadOutcome.DONE)
 
     def test_slow_connection(self) -> None:
-        """Nor while another one is being connected to; but that is only waited for a second."""
+        """Nor while another one is being connected to; but that is only waited for a second, and for no beat after it."""
         self.node(1).has.append((PATH, IMAGE))
         self.stuck.add(address(2))
         self.begin(["n1", "n2"])
         self.assertEqual(self.running().standing.done, 1)
-        self.pass_(2)
+        self.pass_(0.85)
+        self.running()
+        self.pass_(0.1)
         self.ended(UploadOutcome.DONE)
 
     def test_dies_without_an_answer(self) -> None:
@@ -380,6 +383,19 @@ class Rows(SyncCase):
         self.assertEqual(self.running().standing.expected, 2)
         self.received(2, 2)
         self.pass_(0.1)
+        self.ended(UploadOutcome.DONE)
+
+    def test_who_is_met_on_the_way(self) -> None:
+        """A server that is named by one that is only probed would be asked at the next beat, and a tiny upload wait for that."""
+        self.ours(1)
+        for number in (2, 3):
+            self.node(number).rows = []
+            self.nodes[number - 1].rows = [self.server(number, configured=False)]
+            self.nodes[number].taken = False
+        self.begin(["n1"])
+        self.assertEqual(self.connected, [address(1), address(2), address(3)])
+        self.received(1, 1)
+        self.pass_(0.02)
         self.ended(UploadOutcome.DONE)
 
     @shows("K7.2")

@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import edit as stories
+from ciruela.client.contacts import RunContext
 from ciruela.client.context import AppContext
 from ciruela.client.diff import diff
 from ciruela.client.errors import CommandError
@@ -30,7 +31,6 @@ from ciruela.client.pathview import wrong_depth
 from ciruela.client.removing import remove
 from ciruela.client.report import Report
 from ciruela.client.rollback import rollback
-from ciruela.client.sync import RunContext
 from ciruela.client.trust import TrustedKeys, pinned_file, signing_time_ms, trust_of
 from ciruela.interfaces import Address, Connection
 from ciruela.keys.public import PublicKey

@@ -5,10 +5,10 @@ from __future__ import annotations
 from twisted.internet.defer import CancelledError, Deferred, succeed
 
 from ciruela.client.commands import upload
+from ciruela.client.contacts import RunContext
 from ciruela.client.options.signing import Keys
 from ciruela.client.options.sync import Mode, UploadOptions, UploadTarget
 from ciruela.client.options.table import parse
-from ciruela.client.sync import RunContext
 from ciruela.interfaces import Address
 from ciruela.model.vpath import VPath
 from ciruela.proto.messages import AppendDir, ReplaceDir

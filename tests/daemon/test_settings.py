@@ -13,12 +13,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from ciruela.daemon.config import load_config
 from ciruela.daemon.plan import FILE, RULES, Own, load_own
 from ciruela.index.names import MAX_INDEX_BYTES
-from ciruela.model.config import STANDARD, Fsync, Tuning
+from ciruela.model.config import STANDARD, CommitCheck, Fsync, Tuning
 from ciruela.model.errors import ConfigError
 from tests.proof import shows
 
 EVERYTHING = """\
 fsync: per-file
+verify-before-commit: full
+trust-ctime: false
 disk-reserve-bytes: 2Gi
 disk_reserve_percent: 5
 max-index-bytes: 64Mi
@@ -64,6 +66,8 @@ class SettingsTests(SynchronousTestCase):
             self.load(EVERYTHING),
             Tuning(
                 fsync=Fsync.PER_FILE,
+                verify_before_commit=CommitCheck.FULL,
+                trust_ctime=False,
                 disk_reserve_bytes=2 << 30,
                 disk_reserve_percent=5,
                 max_index_bytes=64 << 20,

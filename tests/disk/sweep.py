@@ -206,7 +206,7 @@ async def _damaged(bench: Bench) -> None:
 
 async def _read(bench: Bench) -> None:
     index, _, blocks = indexed(OLD)
-    found = await bench.store.read_blocks(V1, index, range(index.block_count), list)
+    found = bench.store.read_blocks(V1, index, range(index.block_count))
     if any(data is not None and data != good for data, (_, good) in zip(found, blocks, strict=True)):
         raise Violation("wrong data was served")
 

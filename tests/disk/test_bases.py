@@ -68,7 +68,7 @@ class Bases(Real):
         index = self.upload(V1, SMALL)
         away = self.unmount()
         self.failureResultOf(self.store.stage(V2, index), DownloadFailed)
-        self.assertEqual(self.successResultOf(self.store.read_blocks(V1, index, [0], list)), [None])
+        self.assertEqual(self.store.read_blocks(V1, index, [0]), [None])
         self.failureResultOf(self.store.present(V1), BaseUnavailable)
         self.assertEqual(list(self.base.iterdir()), [])
         self.mount(away)

@@ -106,7 +106,7 @@ class Contract:
         blocks = blocks_of(SMALL, index)
         bad = [(blocks[0][0], b"wrong"), blocks[1], (blocks[2][0], blocks[2][1] + b"!")]
         self.assertEqual(self.successResultOf(staging.write(bad)), [False, True, False])
-        read = self.successResultOf(self.disk.read_blocks(V1, index, [0, 1, 2], list))
+        read = self.disk.read_blocks(V1, index, [0, 1, 2])
         self.assertEqual(read, [None, blocks[1][1], None])
 
     def test_equal_blocks(self) -> None:
@@ -117,7 +117,7 @@ class Contract:
         blocks = dict(blocks_of(spec, index))
         numbers = [number for number, data in blocks.items() if data == b"same"]
         self.assertEqual(self.successResultOf(staging.write([(numbers[0], b"same")])), [True])
-        self.assertEqual(self.successResultOf(self.disk.read_blocks(V1, index, numbers, list)), [b"same", b"same"])
+        self.assertEqual(self.disk.read_blocks(V1, index, numbers), [b"same", b"same"])
 
     def test_incomplete(self) -> None:
         """An image with a block missing would be shown."""
@@ -178,7 +178,7 @@ class Contract:
         self.successResultOf(self.disk.write_pending(Pending(V1, state_of(index), Command.APPEND)))
         self.successResultOf(self.staged(V1, index).write(blocks_of(SMALL, index)))
         self.successResultOf(self.disk.drop_pending(V1))
-        self.assertEqual(self.successResultOf(self.disk.read_blocks(V1, index, [0], list)), [None])
+        self.assertEqual(self.disk.read_blocks(V1, index, [0]), [None])
         self.assertEqual(self.load(), [])
         self.assertEqual(self.successResultOf(self.staged(V1, index).keep()), frozenset())
 
@@ -203,7 +203,7 @@ class Contract:
         self.successResultOf(self.disk.write_pending(Pending(V1, state_of(old), Command.APPEND)))
         self.successResultOf(self.staged(V1, old).write(blocks_of(SMALL, old)))
         self.successResultOf(self.disk.write_pending(Pending(V1, state_of(new, 9), Command.REPLACE)))
-        self.assertEqual(self.successResultOf(self.disk.read_blocks(V1, old, [0], list)), [None])
+        self.assertEqual(self.disk.read_blocks(V1, old, [0]), [None])
         self.assertEqual(self.load(), [Held(V1, None, Pending(V1, state_of(new, 9), Command.REPLACE))])
 
     def test_discard(self) -> None:
@@ -261,7 +261,7 @@ class Contract:
         self.assertEqual(self.load(), [Held(V1, state_of(index), None), Held(V2, None, Pending(V2, state_of(index, 9), Command.APPEND))])
         failed = self.failureResultOf(self.disk.stage(V2, index), DownloadFailed).value
         self.assertEqual(failed.reason, AbortReason.CANT_CREATE_DIRECTORY)
-        self.assertEqual(self.successResultOf(self.disk.read_blocks(V1, index, [0], list)), [None])
+        self.assertEqual(self.disk.read_blocks(V1, index, [0]), [None])
         self.failureResultOf(self.disk.present(V1), DiskError)
         self.assertEqual(len(self.load()), 2)
 
@@ -292,17 +292,17 @@ class Contract:
         old = self.upload(V1, SMALL)
         blocks = blocks_of(SMALL, old)
         numbers = [number for number, _ in blocks]
-        self.assertEqual(self.successResultOf(self.disk.read_blocks(V1, old, numbers, list)), [data for _, data in blocks])
+        self.assertEqual(self.disk.read_blocks(V1, old, numbers), [data for _, data in blocks])
         new, _ = index_bytes(CHANGED)
         changed = blocks_of(CHANGED, new)
         self.successResultOf(self.disk.write_pending(Pending(V1, state_of(new, 9), Command.REPLACE)))
         staging = self.staged(V1, new)
         self.successResultOf(staging.write(changed[:1]))
-        self.assertEqual(self.successResultOf(self.disk.read_blocks(V1, old, numbers, list)), [data for _, data in blocks])
-        self.assertEqual(self.successResultOf(self.disk.read_blocks(V1, new, [0], list)), [changed[0][1]])
+        self.assertEqual(self.disk.read_blocks(V1, old, numbers), [data for _, data in blocks])
+        self.assertEqual(self.disk.read_blocks(V1, new, [0]), [changed[0][1]])
         self.successResultOf(staging.write(changed))
         self.successResultOf(staging.commit(state_of(new, 9)))
-        everything = self.successResultOf(self.disk.read_blocks(V1, new, [number for number, _ in changed], list))
+        everything = self.disk.read_blocks(V1, new, [number for number, _ in changed])
         self.assertEqual(everything, [data for _, data in changed])
 
     def test_serving_after_a_new_start(self) -> None:
@@ -311,10 +311,10 @@ class Contract:
         staging = self.staged(V1, index)
         blocks = blocks_of(SMALL, index)
         self.successResultOf(staging.write(blocks))
-        self.assertEqual(self.successResultOf(self.disk.read_blocks(V1, index, [0], list)), [blocks[0][1]])
+        self.assertEqual(self.disk.read_blocks(V1, index, [0]), [blocks[0][1]])
         self.successResultOf(staging.discard())
         self.successResultOf(self.staged(V1, index).write(blocks))
-        read = self.successResultOf(self.disk.read_blocks(V1, index, [number for number, _ in blocks], list))
+        read = self.disk.read_blocks(V1, index, [number for number, _ in blocks])
         self.assertEqual(read, [data for _, data in blocks])
 
     def test_serving_of_what_was_replaced(self) -> None:
@@ -322,10 +322,10 @@ class Contract:
         old = self.upload(V1, SMALL)
         new, _ = index_bytes(CHANGED)
         staging = self.staged(V1, new)
-        self.assertEqual(self.successResultOf(self.disk.read_blocks(V1, old, [0], list)), [blocks_of(SMALL, old)[0][1]])
+        self.assertEqual(self.disk.read_blocks(V1, old, [0]), [blocks_of(SMALL, old)[0][1]])
         self.successResultOf(staging.write(blocks_of(CHANGED, new)))
         self.successResultOf(staging.commit(state_of(new, 9)))
-        self.assertEqual(self.successResultOf(self.disk.read_blocks(V1, old, [0], list)), [None])
+        self.assertEqual(self.disk.read_blocks(V1, old, [0]), [None])
 
     def test_indexes(self) -> None:
         """An index would be gone after a restart, or a forged one would be kept and handed on (S3)."""

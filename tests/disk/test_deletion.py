@@ -180,12 +180,12 @@ class Removing(Real):
         index = self.upload(V1, SMALL)
         everything = range(index.block_count)
         staging = self.staged(V2, index)
-        seen: list[list[bytes | None]] = [self.successResultOf(self.store.read_blocks(V1, index, everything, list))]
+        seen: list[list[bytes | None]] = [self.store.read_blocks(V1, index, everything)]
         real = SafeDir.unlink
 
         def unlink(here: SafeDir, name: str) -> None:
             self.patch(SafeDir, "unlink", real)
-            seen.append(self.successResultOf(self.store.read_blocks(V1, index, everything, list)))
+            seen.append(self.store.read_blocks(V1, index, everything))
             self.assertEqual(self.successResultOf(staging.reuse([(V1, index)])).files, 0)
             self.assertFalse(self.successResultOf(self.store.present(V1)))
             self.patch(SafeDir, "unlink", unlink)
@@ -194,7 +194,7 @@ class Removing(Real):
         self.patch(SafeDir, "unlink", unlink)
         self.successResultOf(self.store.remove(V1, tombstone(index)))
         self.patch(SafeDir, "unlink", real)
-        seen.append(self.successResultOf(self.store.read_blocks(V1, index, everything, list)))
+        seen.append(self.store.read_blocks(V1, index, everything))
         self.assertNotIn(None, seen[0])
         self.assertGreater(len(seen), 5)
         good = dict(blocks_of(SMALL, index))
@@ -202,7 +202,7 @@ class Removing(Real):
             self.assertTrue(all(data is None or data == good[number] for number, data in enumerate(found)))
         self.assertEqual(set(seen[-1]), {None})
         newer = self.upload(V1, CHANGED)
-        self.assertNotIn(None, self.successResultOf(self.store.read_blocks(V1, newer, range(newer.block_count), list)))
+        self.assertNotIn(None, self.store.read_blocks(V1, newer, range(newer.block_count)))
 
     @shows("I9", "A43")
     def test_newer_than_its_tombstone(self) -> None:

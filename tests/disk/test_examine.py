@@ -15,6 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.disk import openfile, safedir
 from ciruela.disk.examine import MOST_DAMAGES
+from ciruela.disk.openfile import OpenFile
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.index.tree import Index
 from ciruela.interfaces import Findings, Pending
@@ -101,6 +102,21 @@ class Looking(Real):
             damage()
             want.append((path, what))
             self.assertEqual(sorted(self.damages(V1, index)), sorted(want))
+
+    @shows("A10", "F51")
+    def test_from_the_disk(self) -> None:
+        """A disk that has lost what it was given would be found out when the kernel has forgotten it, and not before."""
+        index = self.upload(V1, SMALL)
+        left_aside: dict[str, int] = {}
+
+        def uncache(opened: OpenFile, size: int, _offset: int) -> None:
+            name = opened.where.rpartition("/")[2]
+            left_aside[name] = left_aside.get(name, 0) + size
+
+        self.patch(OpenFile, "uncache", uncache)
+        self.assertEqual(self.damages(V1, index), [])
+        self.assertEqual(sum(left_aside.values()), index.total_bytes)
+        self.assertEqual(left_aside["big.bin"], 102_400)
 
     @shows("A10")
     def test_other_types(self) -> None:
@@ -262,10 +278,10 @@ class Healing(Real):
         numbers = sorted(want)
         bad = next(number for number in numbers if want[number] == b"hello\n")
         flip(self.node.image(V1) / "README")
-        given = self.successResultOf(self.store.read_blocks(V1, index, numbers, list))
+        given = self.store.read_blocks(V1, index, numbers)
         self.assertEqual(given, [None if number == bad else want[number] for number in numbers])
         self.heal(V1, SMALL)
-        self.assertEqual(self.successResultOf(self.store.read_blocks(V1, index, numbers, list)), [want[number] for number in numbers])
+        self.assertEqual(self.store.read_blocks(V1, index, numbers), [want[number] for number in numbers])
 
     def test_deleted_meanwhile(self) -> None:
         """An image that was deleted while it was being healed would come back."""
@@ -433,7 +449,7 @@ class Attacked(Real):
                 staging.commit(state).addBoth(ended.append)
                 if ended == [None]:
                     shown += 1
-                    given = self.successResultOf(self.store.read_blocks(V2, index, sorted(want), list))
+                    given = self.store.read_blocks(V2, index, sorted(want))
                     self.assertTrue(all(data in (None, want[number]) for number, data in enumerate(given)), "a wrong block was served")
                     self.successResultOf(self.store.remove(V2, Tombstone(state.version, 1)))
                 else:

@@ -126,7 +126,7 @@ class Steps(SynchronousTestCase):
 
     def test_step_3(self) -> None:
         """A tree that is whole would be fetched again."""
-        self.kill_in_commit("utime", 2)
+        self.kill_in_commit("utime", 1)
         self.assertEqual(self.waiting(), flat(NEW))
         self.goes_on(blocks=indexed(NEW)[0].block_count)
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.disk import localtree
+from ciruela.disk import localtree, syscalls
+from ciruela.disk.hashcache import HashCache
 from ciruela.disk.localtree import LocalTree
-from ciruela.disk.scan import scan
-from ciruela.index.digest import BLOCK_BYTES
+from ciruela.disk.openfile import OpenFile
+from ciruela.disk.scan import Scan, scan
+from ciruela.disk.verify import blocks_in
+from ciruela.index.digest import BLOCK_BYTES, HashKind
 from ciruela.index.tree import File, Index
 from ciruela.model.errors import DiskError
 from ciruela.model.ids import Block, BlockHash
@@ -294,3 +298,118 @@ class LocalTreeTests(SynchronousTestCase):
         index = self.index()
         error = self.assertRaises(DiskError, LocalTree, str(self.root / "nothing"), index)
         self.assertIn(str(self.root / "nothing"), str(error))
+
+
+class Unchanged(SynchronousTestCase):
+    """Files of several blocks that are what was scanned are given without being hashed again."""
+
+    def setUp(self) -> None:
+        self.root = Path(self.mktemp())
+        self.root.mkdir(parents=True)
+        self.big = self.root / "big"
+        self.big.write_bytes(BIG)
+        (self.root / "small").write_bytes(b"small")
+        self.later_ns = 10**9
+
+    def scanned(self, caches: HashCache | None = None) -> Scan:
+        wall_ns = lambda: time.time_ns() + self.later_ns  # noqa: E731
+        return self.successResultOf(scan(str(self.root), KIND, at_once, lambda _: None, Clock(), caches, wall_ns=wall_ns))
+
+    def given(self, found: Scan, tree: LocalTree) -> tuple[list[Block | None], int]:
+        """All blocks, and how many of them were hashed."""
+        hashed = 0
+
+        def counted(data: bytes, wanted: File, kind: HashKind, first: int, count: int) -> list[Block | None]:
+            nonlocal hashed
+            hashed += count
+            return blocks_in(data, wanted, kind, first, count)
+
+        self.patch(localtree, "blocks_in", counted)
+        return tree.blocks(range(found.index.block_count)), hashed
+
+    def blocks(self) -> list[bytes]:
+        return [BIG[at : at + BLOCK_BYTES] for at in range(0, len(BIG), BLOCK_BYTES)]
+
+    def test_not_hashed(self) -> None:
+        """Each byte would be hashed twice by the client, and once more by whoever gets it."""
+        found = self.scanned()
+        with closing(LocalTree(str(self.root), found.index, found.seen)) as tree:
+            self.assertEqual(self.given(found, tree), ([*self.blocks(), b"small"], 1))
+            self.assertEqual(tree.changed, frozenset())
+
+    def test_from_the_cache(self) -> None:
+        """With a hash cache nothing would be read for the index, and then everything be hashed."""
+        home = Path(self.mktemp()).absolute()
+        home.mkdir(parents=True)
+        caches = HashCache(str(home), lambda: time.time_ns() + 10**10)
+        first = self.scanned(caches)
+        self.assertEqual((dict(self.scanned(caches).seen), set(first.seen)), (dict(first.seen), {"/big"}))
+        (self.root / "other").write_bytes(b"makes the directory another one")
+        self.assertEqual(self.scanned(caches).seen, first.seen)
+
+    @shows("F54")
+    def test_asked_again(self) -> None:
+        """Who was given a wrong block, because the memory of this host fails, would get it again and again."""
+        found = self.scanned()
+        with closing(LocalTree(str(self.root), found.index, found.seen)) as tree:
+            self.assertEqual(self.given(found, tree)[1], 1)
+            self.assertEqual(self.given(found, tree)[1], found.index.block_count)
+
+    @shows("F54")
+    def test_edited(self) -> None:
+        """Bytes that nobody signed for would leave the client: of a file that keeps its size and its mtime."""
+        found = self.scanned()
+        before = self.big.stat()
+        with closing(LocalTree(str(self.root), found.index, found.seen)) as tree:
+            with self.big.open("r+b") as file:
+                file.write(b"X")
+            os.utime(self.big, ns=(before.st_atime_ns, before.st_mtime_ns))
+            data, hashed = self.given(found, tree)
+            self.assertEqual((data, hashed), ([None, *self.blocks()[1:], b"small"], found.index.block_count))
+            self.assertEqual(tree.changed, {"/big"})
+
+    @shows("F54")
+    def test_edited_while_it_is_read(self) -> None:
+        """The same between the first look and the reading."""
+        found = self.scanned()
+        read_at = OpenFile.read_at
+
+        def edit(opened: OpenFile, size: int, offset: int) -> bytes:
+            with self.big.open("r+b") as file:
+                file.write(b"X")
+            return read_at(opened, size, offset)
+
+        with closing(LocalTree(str(self.root), found.index, found.seen)) as tree:
+            self.patch(OpenFile, "read_at", edit)
+            self.assertEqual(tree.blocks([0]), [None])
+
+    @shows("F54")
+    def test_replaced(self) -> None:
+        """A new file at the same name would be taken for the one that was scanned."""
+        found = self.scanned()
+        (self.root / "new").write_bytes(b"Y" * len(BIG))
+        os.rename(self.root / "new", self.big)
+        with closing(LocalTree(str(self.root), found.index, found.seen)) as tree:
+            self.assertEqual(set(tree.blocks(range(found.index.block_count - 1))), {None})
+
+    @shows("F54")
+    def test_just_written(self) -> None:
+        """A file that was written in the tick of the clock in which it was scanned may change without a sign."""
+        self.later_ns = 0
+        self.big.write_bytes(BIG)
+        self.assertEqual(self.scanned().seen, {})
+
+    @shows("F54")
+    def test_elsewhere(self) -> None:
+        """A file system on a network may tell old times."""
+        self.patch(syscalls, "file_system_type", lambda _: 0x6969)
+        self.assertEqual(self.scanned().seen, {})
+
+    @shows("F54")
+    def test_gone(self) -> None:
+        """A file that cannot be read any more is named, as without the shortcut."""
+        found = self.scanned()
+        self.big.unlink()
+        with closing(LocalTree(str(self.root), found.index, found.seen)) as tree:
+            self.assertEqual(self.given(found, tree)[0][0], None)
+            self.assertEqual(tree.changed, {"/big"})

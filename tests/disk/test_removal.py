@@ -159,7 +159,7 @@ class Descriptors(SynchronousTestCase):
                 self.successResultOf(staging.discard())
                 continue
             self.successResultOf(staging.commit(state_of(index)))
-            self.assertNotIn(None, self.successResultOf(store.read_blocks(vpath, index, range(index.block_count), list)))
+            self.assertNotIn(None, store.read_blocks(vpath, index, range(index.block_count)))
         self.successResultOf(store.load())
         self.assertLessEqual(descriptors() - before, TREES * 9)
         store.close()

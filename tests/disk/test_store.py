@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from ciruela.disk.openfile import OpenFile
 from ciruela.disk.safedir import SafeDir
 from ciruela.disk.store import Store
 from ciruela.interfaces import Pending
+from ciruela.model.config import STANDARD
 from ciruela.model.errors import DownloadFailed
 from ciruela.model.upload import AbortReason, Command
 from ciruela.model.vpath import VPath
@@ -43,9 +45,13 @@ class Attributes(Real):
     @shows("I1")
     def test_hidden_until_whole(self) -> None:
         """Others on the machine could read or use half an image."""
+        index, _ = index_bytes(SMALL)
+        opened = self.staged(V1, index)
+        blocks = [block for block in blocks_of(SMALL, index) if len(block[1]) == 32768]
+        self.successResultOf(opened.write(blocks[:1]))
+        self.assertEqual((self.staging_path(V1, index) / "a" / "big.bin").stat().st_mode & 0o7777, 0o600)
         opened, index = self.filled(V1, SMALL)
         self.assertEqual(self.staging_path(V1, index).stat().st_mode & 0o7777, 0o700)
-        self.assertEqual((self.staging_path(V1, index) / "README").stat().st_mode & 0o7777, 0o600)
         self.assertFalse(self.node.image(V1).exists())
         self.successResultOf(opened.commit(state_of(index)))
         self.assertFalse(self.staging_path(V1, index).exists())
@@ -127,10 +133,11 @@ class Links(Real):
         self.upload(V1, SMALL)
         for number, code in enumerate((errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOENT, errno.EIO)):
 
-            def refuse(_: SafeDir, source: object, name: str, code: int = code) -> None:
-                raise OSError(code, os.strerror(code), name)
+            def refuse(_: SafeDir, *names: object, code: int = code) -> None:
+                raise OSError(code, os.strerror(code), names[-1])
 
             self.patch(SafeDir, "link", refuse)
+            self.patch(SafeDir, "link_as_it_is", refuse)
             index, _ = index_bytes(SMALL)
             vpath = VPath(("app", "web", f"n{number}"))
             opened = self.staged(vpath, index)
@@ -165,13 +172,18 @@ class Links(Real):
         """A full disk would be hidden behind "cannot be linked"."""
         self.upload(V1, SMALL)
 
-        def refuse(_: SafeDir, source: object, name: str) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device", name)
+        def refuse(_: SafeDir, *names: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device", names[-1])
 
         self.patch(SafeDir, "link", refuse)
+        self.patch(SafeDir, "link_as_it_is", refuse)
         index, _ = index_bytes(SMALL)
-        failed = self.failureResultOf(self.staged(V2, index).reuse([(V1, index)]), DownloadFailed).value
-        self.assertEqual(failed.reason, AbortReason.NO_SPACE)
+        for trusting in (True, False):
+            self.store.tune(replace(STANDARD, trust_ctime=trusting))
+            opened = self.staged(V2, index)
+            failed = self.failureResultOf(opened.reuse([(V1, index)]), DownloadFailed).value
+            self.assertEqual(failed.reason, AbortReason.NO_SPACE)
+            opened.close()
 
     @shows("A50", "F59")
     def test_changed_while_linking(self) -> None:
@@ -184,6 +196,7 @@ class Links(Real):
             return real(here, source, name)
 
         self.patch(SafeDir, "link", edit)
+        self.store.tune(replace(STANDARD, trust_ctime=False))
         index, _ = index_bytes(SMALL)
         opened = self.staged(V2, index)
         self.successResultOf(opened.reuse([(V1, index)]))

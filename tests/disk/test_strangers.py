@@ -30,7 +30,7 @@ class Planted(Real):
         failed = self.failureResultOf(self.store.stage(V1, index), DownloadFailed).value
         self.assertEqual(failed.reason, AbortReason.CANT_CREATE_DIRECTORY)
         self.assertIn("web is not a directory", failed.detail)
-        self.assertEqual(self.successResultOf(self.store.read_blocks(V1, index, [0], list)), [None])
+        self.assertEqual(self.store.read_blocks(V1, index, [0]), [None])
         self.failureResultOf(self.store.present(V1), DiskError)
 
     def test_at_the_name(self) -> None:
@@ -81,7 +81,7 @@ class Planted(Real):
             path = self.node.image(V1) / name
             path.rename(self.node.root / f"was-{name}")
             path.symlink_to(target)
-        self.assertEqual(self.successResultOf(self.store.read_blocks(V1, index, [0, 1], list)), [None, None])
+        self.assertEqual(self.store.read_blocks(V1, index, [0, 1]), [None, None])
 
     def test_in_the_old_tree(self) -> None:
         """Deleting the old version would delete what its symlinks point at."""

@@ -170,7 +170,7 @@ class Damaged(Killing):
             kill_after(self.ready, "renameat2", 1, lambda bench: bench.upload(V1, NEW, 5))
             succeed(self.ready, lambda bench: bench.upload(V3, NEW, 6, upto="write"))
         self.ready.restart()
-        self.files = self.ready.records()
+        self.files = {at: data for at, data in self.ready.records().items() if not at.startswith("/hashes/")}
 
     def start(self, bench: Bench, at: str, *, bad: bool) -> None:
         """It starts twice, shows what it showed, and what cannot be understood is set aside."""

@@ -92,7 +92,7 @@ class TakeOver(Real):
         self.assertEqual(self.successResultOf(self.store.load()).held, [Held(V1, state_of(self.index), None)])
         self.assertEqual(self.successResultOf(self.store.read_index(self.index.image)), self.index)
         numbers = list(range(self.index.block_count))
-        self.assertNotIn(None, self.successResultOf(self.store.read_blocks(V1, self.index, numbers, list)))
+        self.assertNotIn(None, self.store.read_blocks(V1, self.index, numbers))
 
     @shows("A59")
     def test_pending(self) -> None:

@@ -5,12 +5,12 @@ Nodes may share one dictionary of blocks: an image is its index, and what a node
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import count
 from typing import TypeVar
 from zlib import crc32
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 
 from ciruela.index.merge import same_files
 from ciruela.index.parse import parse
@@ -76,13 +76,14 @@ class MemStaging:
         return succeed(Reused(frozenset(blocks), files, size))
 
     def write(self, blocks: Sequence[tuple[int, bytes]]) -> Deferred[list[bool]]:
+        return maybeDeferred(self.write_here, blocks)
+
+    def write_here(self, blocks: Sequence[tuple[int, bytes]]) -> list[bool]:
         if dead := self._dead():
-            return fail(dead)
+            raise dead
         missing = self._missing()
         if missing > self._disk.free_bytes:
-            return fail(
-                DownloadFailed(AbortReason.NO_SPACE, f"needs {missing} bytes, {self._disk.free_bytes} bytes free beyond the reserve")
-            )
+            raise DownloadFailed(AbortReason.NO_SPACE, f"needs {missing} bytes, {self._disk.free_bytes} bytes free beyond the reserve")
         results = []
         for number, data in blocks:
             wanted = self._map.hash_of(number)
@@ -93,7 +94,7 @@ class MemStaging:
                 for same in self._map.numbers(wanted):
                     self._here[same] = 1
             results.append(good)
-        return succeed(results)
+        return results
 
     def _missing(self) -> int:
         return sum(self._index_block_size(number) for number, here in enumerate(self._here) if not here)
@@ -448,9 +449,9 @@ class MemDisk:
     def examine(self, vpath: VPath, index: Index) -> Examination:
         return MemExamination(self, vpath, index)
 
-    def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int], make: Callable[[list[Block | None]], T]) -> Deferred[T]:
+    def read_blocks(self, vpath: VPath, index: Index, numbers: Sequence[int]) -> list[Block | None]:
         if refusal := self._refusal(vpath):
-            return fail(refusal)
+            raise refusal
         committed = self.images.get(vpath)
         here = self.staged.get((vpath, index.image))
         found: list[Block | None] = []
@@ -459,4 +460,4 @@ class MemDisk:
             kept = any(one.image == index.image for one in self.kept.get(vpath, ()))
             has = kept or (committed is not None and committed.image == index.image) or (here is not None and here[number])
             found.append(self.blocks.get(wanted) if has and wanted not in self.rotten and vpath.key not in self.unmounted else None)
-        return succeed(make(found))
+        return found

@@ -17,7 +17,7 @@ from ciruela.interfaces import Address, Connection, RequestHandler
 from ciruela.model.errors import LinkLost, RemoteError
 from ciruela.net.outgoing import ANSWER_S, BLOCK_S, CONNECT_S
 from ciruela.net.session import Session
-from ciruela.proto.messages import GetBlock, Notification, Request, Response
+from ciruela.proto.messages import BlocksData, BulkTicket, GetBlock, GetBlocks, Notification, Request, Response
 
 OUTSIDE = Address("192.0.2.1", 1)
 """Where clients are unless they say something else."""
@@ -69,6 +69,15 @@ class MemoryLink:
     def _was_sent(self, call: Callable[[], None]) -> None:
         if self.alive:
             call()
+
+    def widen(self, *, gives: bool) -> None:
+        """No bulk connections here: a thread owns their sockets."""
+
+    def fetch(self, request: GetBlocks, land: Callable[[BlocksData], object]) -> None:
+        """As :meth:`widen`."""
+
+    def ticket(self, gives: bool) -> BulkTicket:
+        raise RemoteError("no bulk connections here")
 
     @property
     def incoming(self) -> int:
@@ -142,6 +151,12 @@ class _Wire:
         self._clock = clock
         self._open: dict[Address, MemoryLink] = {}
         self._waiting: dict[Address, list[Deferred[MemoryLink]]] = {}
+
+    def widen(self, address: Address) -> None:
+        """As that of a link."""
+
+    def fetch(self, address: Address, request: GetBlocks, land: Callable[[BlocksData], object]) -> None:
+        """As that of a link."""
 
     def incoming(self, address: Address) -> int:
         link = self._open.get(address)

@@ -22,14 +22,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.disk import openfile, safedir, syscalls, version, walk
+from ciruela.disk import finished, hashrecord, openfile, reuse, safedir, syscalls, version, walk
 from tests.doubles.simos_disks import Open, fail
 from tests.doubles.simos_inode import PAGE, Inode
 from tests.doubles.simos_names import Names
@@ -37,7 +37,7 @@ from tests.doubles.simos_volume import Volume
 
 _PASSED = frozenset({"strerror", "fsencode", "fsdecode", "path", "stat_result", "statvfs_result", "error"})
 
-PLACES = (safedir, openfile, walk, version)
+PLACES = (safedir, openfile, finished, hashrecord, reuse, walk, version)
 """The modules that make system calls."""
 
 
@@ -104,6 +104,20 @@ class SimOS(Names):
 
     def sleep(self, seconds: float) -> None:
         """Nothing happens meanwhile."""
+        self._now_ns += round(seconds * 1e9)
+
+    def monotonic(self) -> float:
+        """Seconds."""
+        return self._now_ns / 1e9
+
+    @staticmethod
+    def file_system_type(_fd: int) -> int:
+        """All are ext4."""
+        return 0xEF53
+
+    def time_ns(self) -> int:
+        """Wall time, by which inodes are stamped."""
+        return self._now_ns
 
     # -- descriptors -----------------------------------------------------------------------------------------------------------
 
@@ -173,7 +187,7 @@ class SimOS(Names):
     def _status(volume: Volume, inode: Inode) -> os.stat_result:
         links = 2 if inode.is_dir else inode.names
         seconds = inode.accessed_ns // 10**9, inode.modified_ns // 10**9
-        times = {"st_atime_ns": inode.accessed_ns, "st_mtime_ns": inode.modified_ns, "st_ctime_ns": inode.modified_ns}
+        times = {"st_atime_ns": inode.accessed_ns, "st_mtime_ns": inode.modified_ns, "st_ctime_ns": inode.changed_ns}
         times |= {"st_blocks": inode.space * PAGE // 512, "st_blksize": PAGE}
         return os.stat_result((inode.mode, inode.number, volume.device, links, 0, 0, inode.size, *seconds, seconds[1]), times)
 
@@ -233,6 +247,12 @@ class SimOS(Names):
     def pread(self, fd: int, size: int, offset: int) -> bytes:
         return bytes(self._readable(fd, "pread").inode.data[offset : offset + size])
 
+    POSIX_FADV_DONTNEED = os.POSIX_FADV_DONTNEED
+
+    def posix_fadvise(self, fd: int, _offset: int, _size: int, _advice: int) -> None:
+        """Everything is in memory here."""
+        self._of(fd)
+
     def read(self, fd: int, size: int) -> bytes:
         opened = self._readable(fd, "read")
         data = bytes(opened.inode.data[opened.offset : opened.offset + size])
@@ -256,6 +276,10 @@ class SimOS(Names):
             volume.write(inode, view, offset, self._tick())
         return len(view)
 
+    def pwritev(self, fd: int, parts: Sequence[bytes | memoryview], offset: int) -> int:
+        """As one :meth:`pwrite` of them all."""
+        return self.pwrite(fd, b"".join(parts), offset)
+
     def ftruncate(self, fd: int, size: int) -> None:
         """What is new takes space here, as if there were no holes."""
         opened = self._of(fd)
@@ -265,7 +289,7 @@ class SimOS(Names):
         del inode.data[size:]
         inode.data.extend(bytes(size - len(inode.data)))
         volume.pages_used += inode.space
-        inode.modified_ns = self._tick()
+        inode.modified_ns = inode.changed_ns = self._tick()
 
     def clone_range(self, source_fd: int, source_offset: int, size: int, fd: int, offset: int) -> None:
         """As btrfs and xfs do it where the volume ``clones``. Space is counted as if nothing were shared."""
@@ -285,12 +309,14 @@ class SimOS(Names):
         self._begin("fchmod", opened.volume)
         inode = opened.inode
         inode.mode = stat.S_IFMT(inode.mode) | mode
+        inode.changed_ns = self._tick()
         opened.volume.dirty.add(inode.number)
 
     def utime(self, fd: int, *, ns: tuple[int, int]) -> None:
         opened = self._of(fd)
         self._begin("utime", opened.volume)
         opened.inode.accessed_ns, opened.inode.modified_ns = ns
+        opened.inode.changed_ns = self._tick()
         opened.volume.dirty.add(opened.inode.number)
 
     def fsync(self, fd: int) -> None:

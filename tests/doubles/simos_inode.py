@@ -22,6 +22,7 @@ class Inode:
 
     __slots__ = (
         "accessed_ns",
+        "changed_ns",
         "data",
         "durable",
         "durable_home",
@@ -46,7 +47,7 @@ class Inode:
         self.number = number
         self.mode = mode
         self.is_dir, self.is_link, self.is_file = stat.S_ISDIR(mode), stat.S_ISLNK(mode), stat.S_ISREG(mode)
-        self.accessed_ns = self.modified_ns = now_ns
+        self.accessed_ns = self.modified_ns = self.changed_ns = now_ns
         self.names = self.opens = 0
         self.home = 0
         self.durable_home: tuple[int, bytes] | None = None

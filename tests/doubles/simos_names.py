@@ -47,27 +47,43 @@ class Names(Disks):
     def symlink(self, target: str | bytes, path: str | bytes, *, dir_fd: int | None = None) -> None:
         self._new("symlink", path, dir_fd, stat.S_IFLNK | 0o777, os.fsencode(target))
 
-    def link(self, source: str | bytes, path: str | bytes, *, dst_dir_fd: int | None = None, follow_symlinks: bool = True) -> None:
-        """``source`` is a descriptor in /proc: nothing else may be linked."""
+    def link(
+        self,
+        source: str | bytes,
+        path: str | bytes,
+        *,
+        src_dir_fd: int | None = None,
+        dst_dir_fd: int | None = None,
+        follow_symlinks: bool = True,
+    ) -> None:
+        """``source`` is a descriptor in /proc, which is followed, or a name in a directory, which is not."""
         source, path = os.fsencode(source), os.fsencode(path)
         self._begin("link", self._concerned(path, dst_dir_fd))
-        if not source.startswith(PROC) or not follow_symlinks:
-            raise AssertionError(f"link of {source!r}: only /proc/self/fd/N, followed, is known here")
-        opened = self._of(int(source.removeprefix(PROC)))
+        if source.startswith(PROC) and follow_symlinks:
+            opened = self._of(int(source.removeprefix(PROC)))
+            old_volume, inode = opened.volume, opened.inode
+        elif src_dir_fd is not None and not follow_symlinks:
+            *_, old_volume, found = self._look(source, src_dir_fd, follow=False)
+            if found is None:
+                raise fail(errno.ENOENT)
+            inode = found
+        else:
+            raise AssertionError(f"link of {source!r}: only /proc/self/fd/N, followed, and names in directories are known here")
         volume, here, name, _, standing = self._look(path, dst_dir_fd, follow=False)
         if standing is not None:
             raise fail(errno.EEXIST)
-        if opened.volume is not volume:
+        if old_volume is not volume:
             raise fail(errno.EXDEV)
         if not here.names:
             raise fail(errno.ENOENT)
-        if opened.inode.is_dir:
+        if inode.is_dir:
             raise fail(errno.EPERM)
-        if not opened.inode.names:
+        if not inode.names:
             raise fail(errno.ENOENT)
-        if opened.inode.names >= MAX_LINKS:
+        if inode.names >= MAX_LINKS:
             raise fail(errno.EMLINK)
-        volume.change(((here.number, name, opened.inode.number),))
+        volume.change(((here.number, name, inode.number),))
+        inode.changed_ns = self._tick()
 
     def unlink(self, path: str | bytes, *, dir_fd: int | None = None) -> None:
         path = os.fsencode(path)
@@ -77,6 +93,7 @@ class Names(Disks):
             raise fail(errno.ENOENT)
         if inode.is_dir:
             raise fail(errno.EISDIR)
+        inode.changed_ns = self._tick()
         volume.change(((here.number, name, 0),))
 
     def rmdir(self, path: str | bytes, *, dir_fd: int | None = None) -> None:
@@ -128,6 +145,7 @@ class Names(Disks):
         if not to.names:
             raise fail(errno.ENOENT)
         gone, come = (here.number, name, 0), (to.number, to_name, moved.number)
+        moved.changed_ns = self._tick()
         if flags & self.EXCHANGE:
             assert standing is not None
             volume.change(((here.number, name, standing.number), come))

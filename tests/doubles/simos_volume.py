@@ -93,7 +93,7 @@ class Volume:
         """Change the content of a file; the space was checked."""
         before = inode.space
         inode.write(data, offset)
-        inode.modified_ns = now_ns
+        inode.modified_ns = inode.changed_ns = now_ns
         self.pages_used += inode.space - before
         self.dirty.add(inode.number)
 

@@ -79,6 +79,7 @@ class ExchangeTests(SynchronousTestCase):
         return link
 
     def said_to(self, number: int) -> list[PieceNews]:
+        self.clock.advance(0)
         told = [news for address, news in self.told if address == self.address(number)]
         self.told = [one for one in self.told if one[0] != self.address(number)]
         return told
@@ -149,6 +150,7 @@ class ExchangeTests(SynchronousTestCase):
         exchange = self.exchanges.begin(PATH, IMAGE, PIECES, 0, Taker(PIECES.full))
         nodes = {MachineId(bytes([number]) * 16): self.address(number) for number in range(1, 40)}
         exchange.meet(nodes, [])
+        self.clock.advance(0)
         asked = {address for address, _ in self.told}
         self.assertEqual(len(asked), neighbors.ASKED)
         full = min(asked, key=str)
@@ -183,6 +185,17 @@ class ExchangeTests(SynchronousTestCase):
         exchange.arrived(self.address(1), 0b10)
         self.assertEqual(exchange.policy.coming, {})
 
+    def test_one_turn(self) -> None:
+        """What comes in one turn of the reactor would be answered in a message each, and with every answer a busy node falls behind."""
+        exchange = self.exchanges.begin(PATH, IMAGE, PIECES, 0, Taker(PIECES.full))
+        link = self.say(1, PieceNews(has=0b11, offers=(PieceOffer(0b1),), joins=True))
+        self.said_to(1)
+        self.say(1, PieceNews(offers=(PieceOffer(0b10),)), link=link)
+        exchange.arrived(self.address(1), 0b1)
+        self.say(1, PieceNews(offers=(PieceOffer(0b1),)), link=link)
+        (news,) = self.said_to(1)
+        self.assertEqual((news.answers, news.has), ((0b10, 0), 0b1))
+
     def test_lost_connection(self) -> None:
         """What a neighbor owed when its connection broke is taken from others."""
         exchange = self.exchanges.begin(PATH, IMAGE, PIECES, 0, Taker(PIECES.full))
@@ -198,6 +211,7 @@ class ExchangeTests(SynchronousTestCase):
         taker = Taker(PIECES.full)
         exchange = self.exchanges.begin(PATH, IMAGE, PIECES, 0, taker)
         self.say(1, PieceNews(has=0b1, offers=(PieceOffer(0b1),), joins=True))
+        self.clock.advance(0)
         self.assertEqual(taker.lacks & 1, 0)
         self.clock.pump([0.1] * 20)
         self.assertEqual((taker.lacks & 1, exchange.policy.coming), (1, {}))

@@ -8,7 +8,7 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.download import fetch_blocks
-from ciruela.download.fetch_blocks import GIVE_UP_S, LATE_S, STALLED_S, TICK_S, BlockFetch, FetchContext
+from ciruela.download.fetch_blocks import GIVE_UP_S, LATE_S, NUDGE_S, STALLED_S, TICK_S, BlockFetch, FetchContext
 from ciruela.download.plan import BlockPlan
 from ciruela.download.relaycache import BlockRelayCache
 from ciruela.download.sources import FIRST_BLOCKS, Candidate, Totals
@@ -301,6 +301,32 @@ class BlockFetchTests(SynchronousTestCase):
         self.source("client", seed=True)
         self.fetch.nudge()
         self.finish(done)
+
+    def test_first_news_at_once(self):
+        """Each hop of an upload through a large cluster would wait for a timer; a flood of news must not be a flood of work."""
+        looks = []
+        self.fetch = BlockFetch(
+            "/app/v1",
+            INDEX,
+            self.plan,
+            self.disk,
+            lambda: looks.append(self.clock.seconds()) or self.candidates,
+            self.count,
+            FetchContext(self.clock, self.totals, BlockRelayCache(self.clock)),
+        )
+        done = self.fetch.run()
+        self.run_for(0.1)
+        looks.clear()
+        client = self.source("client", seed=True, delay=None)
+        self.fetch.nudge()
+        self.clock.advance(0)
+        self.assertTrue(client, "it is asked in the same moment")
+        for _ in range(100):
+            self.fetch.nudge()
+            self.clock.advance(NUDGE_S / 10)
+        self.assertIn(len(looks), range(8, 13))
+        done.cancel()
+        self.failureResultOf(done, CancelledError)
 
     def test_stalled(self):
         """Without any source it says so, and goes on when one comes back."""

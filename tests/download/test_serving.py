@@ -44,9 +44,9 @@ class Disk:
         self.loads.append(image_id)
         return succeed(self.indexes.get(image_id)) if self.load_answer is None else self.load_answer
 
-    def read_blocks(self, vpath, index, numbers, make):
+    def read_blocks(self, vpath, index, numbers):
         self.reads.append((vpath, index.image, list(numbers)))
-        return succeed(make([self.blocks.get((index.image, number)) for number in numbers]))
+        return [self.blocks.get((index.image, number)) for number in numbers]
 
 
 class BlockServiceTests(SynchronousTestCase):
@@ -174,14 +174,14 @@ class BlockServiceTests(SynchronousTestCase):
         """Requests that come while the disk is busy are read in one job."""
         self.hold(self.index, self.data)
         self.ledger.commit(V1, self.state)
-        held = Deferred()
-        real, self.disk.read_blocks = self.disk.read_blocks, lambda *args: held.addCallback(lambda _: real_blocks(*args))
+        held, jobs = Deferred(), []
 
-        def real_blocks(*args):
-            return real(*args)
+        def in_thread(f, *args):
+            jobs.append(f)
+            return held.addCallback(lambda _: f(*args)) if len(jobs) == 1 else succeed(f(*args))
 
+        self.service = BlockService(self.ledger, self.disk, self.catalog, BlockRelayCache(Clock()), in_thread)
         answers = [self.ask(self.data[0])]
-        self.disk.read_blocks = real
         answers += [self.ask(self.data[number], offset=number * 32768) for number in (1, 2)]
         held.callback(None)
         self.assertEqual([self.successResultOf(answer).data for answer in answers], self.data)

@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock, LoopingCall
 
+from ciruela.net.bulk import Broken, receive
 from ciruela.net.connection import ClientLink, ServerLink
 from ciruela.net.limits import IdleTimeout, Limits
 from ciruela.net.sendqueue import SendQueue
@@ -442,3 +443,44 @@ TOKENS_HEAD = (
     b"X: y\r\n" * 100,
     b"Z" * (MAX_HEAD_BYTES + 10),
 )
+
+
+class _Stream:
+    """A socket with all that its other side will ever say."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = memoryview(data)
+
+    def recv_into(self, into: memoryview, _size: int, _flags: int) -> int:
+        found = self._data[: len(into)]
+        into[: len(found)] = found
+        self._data = self._data[len(found) :]
+        return len(found)
+
+
+def bulk_samples() -> tuple[bytes, ...]:
+    """Whole binary messages of all ways to write a length, one after the other, and what follows them at the end."""
+    ends = (b"", frame(b"\3\xe8", 8), frame(b"ping", 9), b"\x82\x7f" + (1 << 40).to_bytes(8, "big"))
+    return tuple(
+        b"".join(frame(b"m" * size, masked=masked) for size in sizes) + end
+        for masked in (False, True)
+        for sizes in ((0, 5), (125, 126, 300), (MESSAGE_LIMIT,))
+        for end in ends
+    )
+
+
+def check_bulk(data: bytes) -> bool:
+    """Bulk connections in both roles: whole binary messages come as RFC 6455 has them, and the first other thing ends all."""
+    accepted = False
+    for masked in (False, True):
+        source: Any = _Stream(data)
+        messages: list[bytes] = []
+        try:
+            while True:
+                messages.append(bytes(receive(source, MESSAGE_LIMIT, lambda size: None, masked=masked)))
+        except Broken as broken:
+            expected = outcome(data, masked, MESSAGE_LIMIT).messages
+            whole = str(broken) == "closed by the other side"
+            assert messages == (expected if whole else expected[: len(messages)]), (masked, messages, expected)
+        accepted = accepted or bool(messages)
+    return accepted

@@ -221,7 +221,10 @@ class ConfirmTests(SynchronousTestCase):
         self.wire = Wire(self.clock)
         self.told: list[Claim] = []
         self.waiting = {PATH}
-        self.confirmations = Confirmations(self.clock, self.wire, lambda vpath: vpath in self.waiting, self.told.append)
+        self.crowded: list[VPath] = []
+        self.confirmations = Confirmations(
+            self.clock, self.wire, lambda vpath: vpath in self.waiting, self.told.append, self.crowded.append
+        )
 
     def seconds(self, count: int) -> None:
         for _ in range(count):
@@ -295,6 +298,33 @@ class ConfirmTests(SynchronousTestCase):
         for done in self.wire.open:
             done.callback(state(ONE))
         self.assertEqual(len(self.told), MOST_CLAIMS)
+
+    @shows("A34", "F25")
+    def test_more_than_there_is_room_for(self) -> None:
+        """The last of ten thousand nodes would be confirmed only when they say again, a second later, that they are done."""
+        machines = [MachineId(number.to_bytes(16, "big")) for number in range(2 * MOST_CLAIMS)]
+        for machine in machines:
+            self.confirmations.ask(replace(complete(), machine=machine))
+        self.assertEqual((len(self.confirmations._asked), self.crowded), (MOST_CLAIMS, []))
+        self.confirmations.ask(complete(vpath=VPath(("app", "nobody waits"))))
+        answers = iter(self.wire.open)
+        for machine in machines[: MOST_CLAIMS // 2]:
+            self.assertEqual(self.crowded, [])
+            next(answers).callback(state(ONE, machine))
+        self.assertEqual((len(self.told), self.crowded), (MOST_CLAIMS // 2, [PATH]))
+        for machine in machines[MOST_CLAIMS // 2 : MOST_CLAIMS]:
+            next(answers).callback(state(ONE, machine))
+        self.assertEqual((len(self.told), self.crowded), (MOST_CLAIMS, [PATH]))
+
+    def test_crowded_and_over(self) -> None:
+        """What no client waits for any more would be looked at again."""
+        for number in range(MOST_CLAIMS + 1):
+            self.confirmations.ask(replace(complete(), machine=MachineId(number.to_bytes(16, "big"))))
+        self.waiting.clear()
+        self.confirmations.beat()
+        for done in list(self.wire.open):
+            done.callback(state(ONE))
+        self.assertEqual(self.crowded, [])
 
     def test_older_version(self) -> None:
         """While a cluster is updated, nodes of the version before would never be done."""

@@ -11,7 +11,8 @@ from twisted.test.iosim import FakeTransport, IOPump
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.keys.public import KEY_TYPE, parse_public, put_string, verify
-from ciruela.net.agent import LIST_TIMEOUT_S, MAX_ANSWER_BYTES, SIGN_TIMEOUT_S, AgentFailed, AgentKeys, agent_keys
+from ciruela.net.agent import LIST_TIMEOUT_S, AgentFailed, AgentKeys
+from ciruela.net.agentclient import MAX_ANSWER_BYTES, SIGN_TIMEOUT_S, agent_keys
 from tests.keys.samples import sample
 
 PATH = "/run/agent"

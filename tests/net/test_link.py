@@ -185,11 +185,12 @@ class Messages(SynchronousTestCase):
             m.GetPathState("/a/b"),
             m.WithdrawUpload("/a/b", s.image(1)),
             m.PushPull(1, None, ()),
+            m.OpenBulk(True),
         )
-        self.assertEqual(tuple(type(one) for one in newer), NEWER)
+        self.assertEqual([type(one) for one in newer], list(NEWER))
         for request in newer:
             refused = self.failureResultOf(bench.served().ask(request), RemoteError).getErrorMessage()
-            self.assertEqual(refused, f"{type(request).__name__} is understood where ciruela.v2 was agreed upon")
+            self.assertEqual(refused, f"{type(request).__name__} is understood where ciruela.v{NEWER[type(request)]} was agreed upon")
         bench.flush()
         self.assertEqual(raw.seen, b"")
         bench.served().ask(BLOCK)

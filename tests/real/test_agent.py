@@ -12,7 +12,8 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.trial.unittest import TestCase
 
 from ciruela.keys.public import parse_public, verify
-from ciruela.net.agent import AgentFailed, agent_keys
+from ciruela.net.agent import AgentFailed
+from ciruela.net.agentclient import agent_keys
 from tests.keys.samples import sample
 
 

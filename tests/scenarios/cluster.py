@@ -111,14 +111,17 @@ class Client:
         self.exchanges = {}
         self._looks = False
 
-    def upload(self, path: str, targets, stamp: int | None = None, replace: bool = False, old: ImageId | None = None) -> None:
-        """Connect to the targets, from the first one's side of a partition or from ``outside``, and ask for the upload."""
+    def upload(self, path: str, targets, stamp: int | None = None, replace: bool = False, old: ImageId | None = None, content=None) -> None:
+        """Connect to the targets, from the first one's side of a partition or from ``outside``, and ask for the upload.
+
+        ``content`` comes with the order.
+        """
         stamp = self.cluster.now_ms() if stamp is None else stamp
         signature = KEY.sign(signed_bytes(path, self.image.id, stamp)).signature
         if replace:
-            requests = [ReplaceDir(path, self.image.id, old, stamp, (signature,))]
+            requests = [ReplaceDir(path, self.image.id, old, stamp, (signature,), content)]
         else:
-            requests = [AppendDir(path, self.image.id, stamp, (signature,))]
+            requests = [AppendDir(path, self.image.id, stamp, (signature,), content)]
         for number, image in enumerate(self.more):
             signature = KEY.sign(signed_bytes(f"{path}-{number}", image.id, stamp)).signature
             requests.append(AppendDir(f"{path}-{number}", image.id, stamp, (signature,)))

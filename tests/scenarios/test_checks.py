@@ -8,10 +8,10 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.check import Forecast, PreflightSurvey, Says, forecast
+from ciruela.client.contacts import RunContext
 from ciruela.client.options.signing import ClusterNames
 from ciruela.client.orders import UploadCheck
 from ciruela.client.preflight import fate_of
-from ciruela.client.sync import RunContext
 from ciruela.client.tracker import EXIT_CONFLICT, EXIT_DONE, EXIT_NETWORK, EXIT_PARTIAL, EXIT_REJECTED, CompletionRule
 from ciruela.index.parse import parse
 from ciruela.interfaces import Address

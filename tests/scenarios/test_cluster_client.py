@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela import ClusterClient
-from ciruela.client.sync import RunContext
+from ciruela.client.contacts import RunContext
 from ciruela.interfaces import Address
 from ciruela.model.errors import LinkLost
 from ciruela.model.ids import Server, SharedId

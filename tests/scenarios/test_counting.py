@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
+from ciruela.client.contacts import RunContext
 from ciruela.client.listener import NodeNews, UploadRow
 from ciruela.client.require import ALL
 from ciruela.client.servers import address_of
 from ciruela.client.source import ImageSource, SharedImage
-from ciruela.client.sync import ClusterRun, EntryPoints, RunContext
+from ciruela.client.sync import ClusterRun, EntryPoints
 from ciruela.client.tracker import EXIT_DONE, EXIT_PARTIAL, CompletionRule, UploadOutcome
 from ciruela.client.uploadrun import Upload
 from ciruela.index.parse import parse

@@ -15,12 +15,12 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client import commands
+from ciruela.client.contacts import RunContext
 from ciruela.client.context import AppContext
 from ciruela.client.entrance import PATIENCE_S
 from ciruela.client.options.sync import SyncOptions
 from ciruela.client.options.table import parse_sync
 from ciruela.client.report import Report
-from ciruela.client.sync import RunContext
 from ciruela.client.tracker import CompletionRule
 from ciruela.index.digest import HashKind
 from ciruela.index.parse import parse

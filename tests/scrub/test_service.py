@@ -15,7 +15,7 @@ from ciruela.model.ids import ImageId
 from ciruela.model.upload import AbortReason, Command
 from ciruela.model.versions import SigEntry, State
 from ciruela.model.vpath import VPath
-from ciruela.scrub.service import FIRST_S, LONGEST_AGAIN_S, MOST_MENDING, SUSPECT_BYTES, Scrub
+from ciruela.scrub.service import FIRST_S, LONGEST_AGAIN_S, MOST_MENDING, MOST_NEW, NEW_S, SUSPECT_BYTES, Scrub
 from ciruela.tracking.ledger import Ledger
 from tests.doubles.context import node_context
 from tests.proof import shows
@@ -173,6 +173,57 @@ class CycleTests(ScrubCase):
             so_far = sum(step for when, _, step in self.disk.read if when <= at)
             self.assertLessEqual(so_far, (at - began + 5) * RATE)
         self.assertGreaterEqual(self.disk.read[-1][0] - began, 290)
+
+    def test_new_ones(self):
+        """The commit does not read from the disk what it wrote: a disk that lost it would be found out after a week."""
+        self.scrub.start()
+        self.hold(1, 2)
+        self.scrub.arrived(vpath(1))
+        self.run_for(NEW_S - 2)
+        self.assertEqual(self.disk.looked, [], "whoever waits for the image comes first")
+        self.run_for(5)
+        self.assertEqual((self.disk.looked, self.scrub.left), ([vpath(1)], 0))
+        self.run_for(100)
+        self.assertEqual(self.disk.looked, [vpath(1)], "once, and others in their cycle")
+        self.scrub.arrived(vpath(2))
+        self.run_for(30)
+        self.scrub.arrived(vpath(2))
+        self.run_for(40)
+        self.assertEqual(self.disk.looked, [vpath(1)], "it was replaced again meanwhile")
+        self.run_for(30)
+        self.assertEqual(self.disk.looked, [vpath(1), vpath(2)])
+
+    def test_new_ones_have_a_pace(self):
+        """A large upload would be followed by a disk that is busy for minutes; and suspect ones go first."""
+        self.disk.sizes[vpath(1)] = 300 * MIB
+        self.begun(1, 2)
+        self.scrub.arrived(vpath(1))
+        self.run_for(NEW_S + 10)
+        self.assertEqual(self.scrub.at, vpath(1))
+        self.assertEqual(self.scrub.left, 0, "it is none of the cycle")
+        self.scrub.suspect(vpath(2), image(2))
+        self.run_for(5)
+        self.assertEqual(self.disk.looked, [vpath(2)])
+        self.run_for(NEW_S + 15)
+        self.assertEqual(self.disk.looked, [vpath(2)])
+        self.run_for(15)
+        self.assertEqual(self.disk.looked, [vpath(2), vpath(1)])
+
+    @shows("I6")
+    def test_most_new_ones(self):
+        """Uploads to ever new paths would fill the memory."""
+        for number in range(MOST_NEW + 5):
+            self.scrub.arrived(vpath(number))
+        self.assertEqual(len(self.scrub._new), MOST_NEW)
+
+    def test_new_ones_where_it_is_off(self):
+        """An operator who has turned the scrub off would have his disks read."""
+        self.scrub.tune(Tuning(scrub_bytes_per_second=0))
+        self.hold(1)
+        self.scrub.start()
+        self.scrub.arrived(vpath(1))
+        self.run_for(2 * NEW_S)
+        self.assertEqual(self.disk.read, [])
 
     def test_what_comes_and_goes(self):
         """An image that was deleted, or that is being replaced, is no damage."""

@@ -11,9 +11,10 @@ from nacl.signing import SigningKey
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.python.failure import Failure
 
+from ciruela.client.contacts import RunContext
 from ciruela.client.listener import NodeNews, UploadRow
 from ciruela.client.source import ImageSource, SharedImage
-from ciruela.client.sync import ClusterRun, EntryPoints, RunContext
+from ciruela.client.sync import ClusterRun, EntryPoints
 from ciruela.client.tracker import CompletionRule
 from ciruela.client.uploadrun import Upload
 from ciruela.index.digest import BLOCK_BYTES
@@ -263,7 +264,7 @@ class Liar:
         self._universe = universe
         self._host = host
         self._rng = rng
-        self._me = MachineId(rng.randbytes(16))
+        self.me = MachineId(rng.randbytes(16))
         self._epoch = universe.start_ms
         self._seq = 0
         self.over = False
@@ -285,7 +286,7 @@ class Liar:
     def datagrams(self) -> list[bytes]:
         """False facts, and noise."""
         rng = self._rng
-        items: list[Item] = [MemberFact(self._me, None, self._epoch, "liar", 0, 1, ("app", "logs", "top"))]
+        items: list[Item] = [MemberFact(self.me, None, self._epoch, "liar", 0, 1, ("app", "logs", "top"))]
         for lie in self._universe.lies(rng):
             items.append(  # noqa: PERF401  it reads better
                 rng.choice(
@@ -295,11 +296,11 @@ class Liar:
                         Complete(lie.vpath, lie.image, lie.timestamp_ms),
                         Deleted(lie.vpath, lie.image, lie.timestamp_ms + 10_000),
                         BaseHash(lie.vpath.base, rng.randbytes(32)),
-                        WatchFact(lie.vpath, self._me, lie.timestamp_ms),
+                        WatchFact(lie.vpath, self.me, lie.timestamp_ms),
                     )
                 )
             )
-        bodies = encode_packets(Header(self._me, self._epoch, self._seq), items)
+        bodies = encode_packets(Header(self.me, self._epoch, self._seq), items)
         self._seq += len(bodies)
         sealed = [NullKeyring().seal(body) for body in bodies]
         noise = bytearray(rng.choice(sealed))
@@ -338,7 +339,7 @@ class Liar:
     def _path_state(self) -> PathStateData:
         rng = self._rng
         committed = [Version(lie.timestamp_ms, lie.image) for lie in self._universe.lies(rng)]
-        return PathStateData(self._me, "liar", self._epoch, rng.random() < 0.8, rng.choice((None, committed[0])))
+        return PathStateData(self.me, "liar", self._epoch, rng.random() < 0.8, rng.choice((None, committed[0])))
 
     def _base_dir(self) -> BaseDirData:
         rng = self._rng

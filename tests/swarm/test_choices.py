@@ -6,7 +6,8 @@ import random
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ciruela.swarm import masks, neighbors
+from ciruela.model import bitfield as masks
+from ciruela.swarm import exchange, neighbors
 
 
 class MaskTests(SynchronousTestCase):
@@ -21,10 +22,10 @@ class MaskTests(SynchronousTestCase):
     def test_chosen(self) -> None:
         """Random pieces of those asked for, never others, and each of them at some time."""
         rng = random.Random(3)
-        found = [masks.chosen(0b10110, 2, 5, rng) for _ in range(200)]
+        found = [exchange.chosen(0b10110, 2, 5, rng) for _ in range(200)]
         self.assertTrue(all(one.bit_count() == 2 and one & ~0b10110 == 0 for one in found))
         self.assertEqual(set(found), {0b110, 0b10010, 0b10100})
-        self.assertEqual(masks.chosen(0b11, 5, 5, rng), 0b11)
+        self.assertEqual(exchange.chosen(0b11, 5, 5, rng), 0b11)
 
 
 class NeighborTests(SynchronousTestCase):

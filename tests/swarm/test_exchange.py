@@ -208,6 +208,40 @@ class Watched(Simulation):
         super()._at(delay_s, checked, *args)
 
 
+class EarlyTests(SynchronousTestCase):
+    """Answers and pieces that go different ways."""
+
+    def test_sent_before_the_answer(self) -> None:
+        """A piece that was asked for before the answer to its offer was heard would count as under way until UNPAID_S."""
+        giver: PieceExchange[str] = PieceExchange(64, (1 << 64) - 1, random.Random(1))
+        giver.join("a")
+        giver.heard("a", PieceNews(joins=True), 0.0)
+        offers = [offer for _, news in giver.messages(0.0) for offer in news.offers]
+        self.assertEqual(len(offers), 2)
+        giver.sent("a", offers[0].pieces, 0.1)
+        never = giver.everything & ~(offers[0].pieces | offers[0].others | offers[1].pieces | offers[1].others)
+        giver.sent("a", never, 0.1)
+        giver.heard("a", PieceNews(answers=tuple(offer.pieces for offer in offers)), 0.2)
+        neighbor = giver.neighbors["a"]
+        self.assertEqual(
+            (neighbor.owed, neighbor.early, neighbor.under_way, giver.out), (offers[1].pieces, 0, neighbor.under_way, giver.out)
+        )
+        self.assertEqual(giver.out, 1 + len(neighbor.offers))
+        giver.sent("a", offers[1].pieces, 0.3)
+        self.assertEqual((neighbor.owed, giver.out), (0, sum(offer.pieces.bit_count() for _, offer in neighbor.offers)))
+
+    def test_sent_and_not_taken(self) -> None:
+        """Who asks for what it then does not take would owe less than nothing later."""
+        giver: PieceExchange[str] = PieceExchange(8, 0b1, random.Random(1))
+        giver.join("a")
+        giver.heard("a", PieceNews(joins=True), 0.0)
+        giver.messages(0.0)
+        giver.sent("a", 0b1, 0.1)
+        giver.heard("a", PieceNews(answers=(0,)), 0.2)
+        neighbor = giver.neighbors["a"]
+        self.assertEqual((neighbor.early, neighbor.under_way, giver.out), (0, 0, 0))
+
+
 class InvariantTests(SynchronousTestCase):
     """Whole uploads, with everything that can go wrong."""
 

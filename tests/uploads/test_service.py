@@ -63,7 +63,7 @@ class World:
     def conflicted(self, vpath, image, detail):
         self.events.append(("conflicted", vpath, image))
 
-    def start(self, pending, hints):
+    def start(self, pending, hints, content):
         self.events.append(("start", pending, hints))
 
     def stop(self, vpath, reason):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -16,6 +15,7 @@ from ciruela._version import __version__
 from ciruela.index.digest import HashKind
 from ciruela.interfaces import DEFAULT_PORT
 from ciruela.model.units import parse_duration_ms
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 
 

@@ -9,13 +9,14 @@ import argparse
 import copy
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from ciruela.model.values import dataclass
 
 PREFIX = "CIRUELA_"
 
-SPECIAL = frozenset({"CIRUELA_KEY", "CIRUELA_EDITOR"})
-"""Variables that are meant to be there whatever the command: one holds a private key, one names an editor."""
+SPECIAL = frozenset({"CIRUELA_KEY", "CIRUELA_EDITOR", "CIRUELA_WARM"})
+"""Variables that are meant to be there whatever the command: a private key, an editor, for how long a process waits for work."""
 
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
 _SEPARATORS = re.compile(r"[;\n]")

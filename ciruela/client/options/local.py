@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from dataclasses import dataclass
 from enum import Enum
 
 from ciruela.client.options.common import (
@@ -27,6 +26,7 @@ from ciruela.client.options.common import (
     words,
 )
 from ciruela.model.ids import ImageId, parse_image_id
+from ciruela.model.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ The options of ``ciruela explain-cleanup``.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 
 from ciruela.client.options.common import Common, add_cache, add_common, checked, common_of, positive_duration_s
 from ciruela.client.options.signing import (
@@ -23,6 +22,7 @@ from ciruela.client.options.signing import (
 )
 from ciruela.client.require import ALL, Requirement, parse_requirement
 from ciruela.model.ids import ImageId, parse_image_id
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 
 

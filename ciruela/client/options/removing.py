@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 
 from ciruela.client.options.common import Common, add_common, checked, common_of, vpath_of
 from ciruela.client.options.reading import add_json
@@ -22,6 +21,7 @@ from ciruela.client.options.signing import (
 )
 from ciruela.client.tracker import CompletionRule
 from ciruela.model.ids import ImageId, parse_image_id
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ciruela.client.options.common import checked, duration_s, fraction, positive_duration_s, whole
 from ciruela.client.require import parse_requirement
 from ciruela.client.tracker import CompletionRule
 from ciruela.interfaces import DEFAULT_PORT
 from ciruela.model.errors import FormatError
+from ciruela.model.values import dataclass
 from ciruela.net.resolve import refuse_scheme, split_name
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -40,6 +39,7 @@ from ciruela.client.options.signing import (
 )
 from ciruela.client.tracker import CompletionRule
 from ciruela.model.ids import ImageId, parse_image_id
+from ciruela.model.values import dataclass
 from ciruela.model.vpath import VPath
 
 CONNECTIONS = 3

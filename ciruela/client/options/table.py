@@ -11,7 +11,6 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NoReturn
 
@@ -58,6 +57,7 @@ from ciruela.client.options.reading import (
 from ciruela.client.options.removing import RemoveOptions, RollbackOptions, add_remove, add_rollback, remove_options, rollback_options
 from ciruela.client.options.sync import EXIT_CODES, SyncOptions, UploadOptions, add_sync, add_upload, sync_options, upload_options
 from ciruela.client.text import clean
+from ciruela.model.values import dataclass
 
 ReadingOptions = GetOptions | LsOptions | StatusOptions | DiffOptions | DoctorOptions | ExplainOptions
 
