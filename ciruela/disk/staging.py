@@ -304,8 +304,8 @@ class StagingDir:
         return self._run(work).addCallback(self._done)
 
     def _done(self, shown: CommitResult) -> tuple[RetainedVersion, ...]:
-        self._lane.steps(self._note()).addErrback(self._not_noted)
-        self.close()
+        # Only then, for what is done in several steps lets others in between.
+        self._lane.steps(self._note()).addErrback(self._not_noted).addBoth(lambda _: self.close())
         self._host.staging_shown(self._place, self._index.image, shown.aside)
         return shown.retained
 
@@ -315,7 +315,7 @@ class StagingDir:
         if known is None or finished is None:
             return
         contents = finished.contents()
-        while some := list(islice(contents, FILES_PER_STEP)):
+        while not self._shut and (some := list(islice(contents, FILES_PER_STEP))):
             known.note(self._tree.root, some)
             yield FILES_PER_STEP * ENTRY_COST
         known.save()

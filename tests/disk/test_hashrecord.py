@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import random
+from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 from twisted.internet.defer import Deferred
 
-from ciruela.disk import hashrecord
+from ciruela.disk import executor, hashrecord, staging
 from ciruela.disk.hashrecord import decode, encode
 from ciruela.disk.openfile import STAMP_NS, OpenFile
 from ciruela.disk.safedir import SafeDir
@@ -93,6 +96,29 @@ class Trusted(RecordCase):
         self.assertEqual(self.reused, 3)
         self.assertEqual(self.next(V3, OLD, V2, NEW), {})
         self.assertEqual(self.reused, 3)
+
+    def test_in_several_slices(self) -> None:
+        """What an image of very many files has in them would be recorded after its directory was closed, which cannot be done."""
+        self.patch(staging, "FILES_PER_STEP", 1)
+        self.patch(executor, "SLICE_COST", 1)
+        jobs: deque[tuple[Deferred[object], Callable[[], object]]] = deque()
+
+        def in_thread(f: Callable[[], object]) -> Deferred[object]:
+            jobs.append((Deferred(), f))
+            return jobs[-1][0]
+
+        self.vpath = V2
+        self.use(NEW)
+        begun: Any = self.begun([(V1, index_bytes(OLD)[0])])
+        begun._lane._in_thread = in_thread
+        self.sim.sleep(1)
+        committed = begun.commit(state_of(self.index))
+        while jobs:
+            done_, job = jobs.popleft()
+            done_.callback(job())
+        self.successResultOf(committed)
+        self.assertEqual(self.next(V3, NEW, V2, NEW), {})
+        self.assertEqual(self.reused, 4)
 
     def test_after_a_restart(self) -> None:
         """The first upload after a restart would read everything."""

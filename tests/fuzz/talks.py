@@ -75,7 +75,7 @@ class _Conversation:
     """A talk of ours, the counterpart behind it, and the books."""
 
     name = "test"
-    bulk = True
+    bulk, exchanges = True, False
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
@@ -109,6 +109,9 @@ class _Conversation:
 
     def noise(self, told: bool) -> None:
         pass
+
+    def ticket(self, gives: bool) -> m.BulkTicket:
+        raise RemoteError("no bulk connections here")
 
     def ask(self, request: m.Request) -> Deferred[m.Response]:
         raise AssertionError("nobody asks through the link here")

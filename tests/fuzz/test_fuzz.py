@@ -48,7 +48,7 @@ class SampleTests(UnmeasuredTestCase):
     def test_counts(self) -> None:
         """A decoder could be left out of the long run by a small number."""
         few = {target.name: target.inputs for target in TARGETS if target.inputs < INPUTS}
-        links = dict.fromkeys(("server-link", "client-link"), INPUTS // 2)
+        links = dict.fromkeys(("server-link", "client-link", "bulk"), INPUTS // 2)
         own = dict.fromkeys(("due", "modes", "kept", "peer-cache"), 50_000)
         self.assertEqual(few, {"talk": 50_000, "http-port": 10_000, **links, **own})
 
