@@ -109,6 +109,16 @@ class Contract:
         read = self.disk.read_blocks(V1, index, [0, 1, 2])
         self.assertEqual(read, [None, blocks[1][1], None])
 
+    def test_written_here(self) -> None:
+        """A thread that has received blocks writes them itself, like those that were handed over: good ones, wherever they stand."""
+        index, _ = index_bytes(SMALL)
+        staging = self.staged(V1, index)
+        blocks = blocks_of(SMALL, index)
+        self.assertEqual(staging.write_here([(blocks[0][0], b"wrong"), *blocks[1:]]), [False] + [True] * (len(blocks) - 1))
+        self.assertEqual(staging.write_here(blocks), [True] * len(blocks))
+        self.successResultOf(staging.commit(state_of(index)))
+        self.assertEqual(self.standing(V1), flat(SMALL))
+
     def test_equal_blocks(self) -> None:
         """A block that an image has twice would have to travel twice."""
         spec: Spec = {"/a": b"same", "/sub/b": b"same", "/c": b"other"}

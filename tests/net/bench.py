@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import struct
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.address import IPv4Address
@@ -142,8 +143,10 @@ def frames(data: bytes) -> list[tuple[bool, int, bytes]]:
 class Bench:
     """A port of ours at ``NODE`` and who connects to it, on one clock."""
 
+    make_clock: Callable[[], MemoryReactorClock] = MemoryReactorClock
+
     def __init__(self, limits: Limits = LIMITS, port_limits: PortLimits = PORT_LIMITS, is_peer: IsPeer = everybody) -> None:
-        self.clock = MemoryReactorClock()
+        self.clock = self.make_clock()
         self.node = Counterpart()
         self.client = Counterpart()
         self.limits = limits
