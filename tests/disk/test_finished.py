@@ -21,7 +21,7 @@ from ciruela.disk.store import Store
 from ciruela.index.digest import BLOCK_BYTES
 from ciruela.interfaces import Pending, Staging
 from ciruela.model.config import STANDARD, CommitCheck, Fsync
-from ciruela.model.errors import DownloadFailed
+from ciruela.model.errors import DiskError, DownloadFailed
 from ciruela.model.upload import AbortReason, Command
 from tests.disk.bench import CONFIGS, V1, V2, Bench, done
 from tests.disk.trees import Spec, blocks_of, flat, in_place, index_bytes, state_of
@@ -126,6 +126,17 @@ class Untouched(FinishedCase):
     def test_not_read(self) -> None:
         """Each byte would be read and hashed a second time: a quarter of the processor time of a node."""
         self.assertEqual(self.commit(self.written()), LAST)
+
+    @shows("I1")
+    def test_late_block(self) -> None:
+        """A thread that is still at work when a download ends would write through descriptors that are another file's by then."""
+        staging = self.staged()
+        self.assertEqual(staging.write_here(self.blocks[:1]), [True])
+        staging.close()
+        failed = self.assertRaises(DiskError, staging.write_here, self.blocks[1:])
+        self.assertIn("closed", str(failed))
+        self.successResultOf(staging.discard())
+        self.assertEqual(self.assertRaises(DiskError, staging.write_here, self.blocks[1:]).args, failed.args)
 
     def test_one_open(self) -> None:
         """A small file would be opened a second time for its mode and its times, and at the commit."""
