@@ -133,6 +133,18 @@ class PlanTests(UnmeasuredTestCase):
         self.assertEqual(many(one, 2 * four, mask=1 << 3 | 1 << 7 | 1 << 9, preferred=1 << 7 | 1 << 9), [*range(12, 16)])
         self.assertEqual(many(one, four, preferred=0), [0, 1, 2, 3])
 
+    @shows("I1")
+    def test_late_and_released(self):
+        """What came after it was given free for others would be asked for again, or count twice when it comes from them as well."""
+        one = plan(index(range(8)))
+        numbers = one.claim(one.pieces.full, "a", 0.0)
+        self.assertEqual((sorted(numbers), one.missing), (list(range(8)), 8))
+        one.release(one.pieces.full)
+        self.assertTrue(one.arrived(3))
+        self.assertEqual(one.missing, 7)
+        self.assertFalse(one.arrived(3), "the second copy")
+        self.assertEqual((one.missing, sorted(one.claim(one.pieces.full, "b", 1.0))), (7, [0, 1, 2, 4, 5, 6, 7]))
+
     def test_at_random(self):
         """Where nobody shares out, two nodes would take the same from their clients."""
         starts = {many(plan(index(range(2048)), seed=seed), 1 << 30, at_random=True)[0] for seed in range(10)}

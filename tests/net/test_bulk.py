@@ -255,6 +255,14 @@ class TakerTests(SynchronousTestCase):
             first.addErrback(lambda failure: None)
             self.failureResultOf(self.fetch(), LinkLost)
 
+    def test_fault_of_ours(self) -> None:
+        """A fault in one connection would leave its thread dead, and who waits for it waiting for ever."""
+        waiting = self.fetch()
+        self.patch(bulk.codec, "decode", lambda _message: {}["no such thing"])  # type: ignore[index]
+        self.answer(codec.encode_request(0, ASK))
+        self.failureResultOf(waiting, LinkLost)
+        self.assertEqual((self.ended, len(self.flushLoggedErrors(KeyError))), (["a fault of this program"], 1))
+
     @shows("A26")
     def test_bounded(self) -> None:
         """What waits would grow without end beside a node that does not answer."""

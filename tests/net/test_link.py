@@ -242,6 +242,18 @@ class Messages(SynchronousTestCase):
         self.failureResultOf(answer, RemoteError)
         self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
 
+    def test_fault_after_an_answer(self) -> None:
+        """Whoever is told that an answer was sent has a fault: the answer is there all the same, and the connection."""
+        bench = Bench()
+        link = bench.link()
+        bench.node.answered = lambda *_: {}["no such thing"]  # type: ignore[method-assign, index]
+        for _ in range(2):
+            answer = link.ask(BLOCK)
+            bench.flush()
+            self.successResultOf(answer)
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 2)
+        self.assertTrue(link.alive)
+
     def test_fault_in_a_notification(self) -> None:
         """One bad notification would cost a client its upload."""
         bench = Bench()

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.interfaces import Address
 from ciruela.model.errors import LinkLost, RemoteError
-from ciruela.net.outgoing import CLIENT_HOST, Pool, connect
+from ciruela.net.outgoing import CLIENT_HOST, MOST_QUEUED, Pool, connect
 from ciruela.proto import messages as m
 from tests.net.bench import NODE, Bench, Counterpart, Raw, accept_key
 from tests.proof import shows
@@ -69,6 +69,17 @@ class PoolTests(SynchronousTestCase):
         self.bench.flush()
         self.failureResultOf(answer, RemoteError)
         self.assertTrue(self.pool.connected(NODE))
+
+    @shows("A26", "I6")
+    def test_told_before_it_is_connected(self) -> None:
+        """What is to be told to a node that takes its time would grow without end."""
+        note = m.ExchangePieces("/apps/v1", s.image(1), 1, m.PieceNews())
+        for _ in range(MOST_QUEUED + 50):
+            self.pool.tell(NODE, note)
+        self.assertEqual(len(self.pool._lines[NODE]._told), MOST_QUEUED)
+        self.bench.accept()
+        self.bench.flush()
+        self.assertEqual(len(self.bench.node.told), MOST_QUEUED)
 
     @shows("A24")
     def test_nobody_asks_here(self) -> None:

@@ -12,6 +12,7 @@ from benchmarks.swarm.model import FAULTS, Machine, Setting, Simulation
 from ciruela.proto.messages import PieceNews, PieceOffer
 from ciruela.swarm import exchange
 from ciruela.swarm.exchange import PieceExchange
+from tests.proof import shows
 
 KIB = 1024
 
@@ -206,6 +207,22 @@ class Watched(Simulation):
                     self._check(one)
 
         super()._at(delay_s, checked, *args)
+
+
+class AnswerTests(SynchronousTestCase):
+    """What is sent is what was offered."""
+
+    @shows("A24")
+    def test_only_what_was_offered(self) -> None:
+        """A taker that answers with all that it lacks would fill the queue of the giver, and be sent what others are to give it."""
+        giver: PieceExchange[str] = PieceExchange(64, (1 << 64) - 1, random.Random(1))
+        giver.join("a")
+        giver.heard("a", PieceNews(joins=True), 0.0)
+        ((_, news),) = giver.messages(0.0)
+        offered = news.offers[0].pieces | news.offers[0].others
+        self.assertLess(offered.bit_count(), 5)
+        self.assertEqual(giver.heard("a", PieceNews(answers=((1 << 64) - 1,)), 0.1), offered)
+        self.assertEqual(giver.neighbors["a"].owed, offered)
 
 
 class EarlyTests(SynchronousTestCase):
