@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -23,6 +24,19 @@ class UnmeasuredTestCase(SynchronousTestCase):
         if running is not None:
             running.stop()
             self.addCleanup(running.start)
+
+
+@contextmanager
+def without(*names: str) -> Iterator[None]:
+    """These modules cannot be imported meanwhile. What is imported meanwhile stays, or its classes would be there twice from then on."""
+    before = {name: sys.modules[name] for name in names if name in sys.modules}
+    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
+        sys.modules.update(before)
 
 
 def environ(*, measured: bool) -> Mapping[str, str]:

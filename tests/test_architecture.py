@@ -222,6 +222,12 @@ class ShapeTests(SynchronousTestCase):
         self.assertGreater(len(read), 1000)
         self.assertEqual([f"{place}: {text[:60]!r}" for place, text in read if QUESTION.match(text)], [])
 
+    def test_nobody_forgets_modules(self) -> None:
+        """What a test imports while all of ``sys.modules`` is put back later is imported again: each class is there twice, for all that follow."""
+        pattern = re.compile(r"patch\.dict\(\s*['\"]?sys\.modules")
+        found = [path.name for path in (TOP / "tests").rglob("*.py") if pattern.search(path.read_text(encoding="utf-8"))]
+        self.assertEqual(found, [])
+
     def test_nothing_is_left_open(self) -> None:
         """A note to finish something later is a promise that nobody keeps track of."""
         marks = re.compile(r"\b(T[O]DO|F[I]XME|X[X]X)\b|N[o]tImplementedError")

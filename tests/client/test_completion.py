@@ -7,16 +7,15 @@ import re
 import runpy
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from unittest.mock import patch
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from ciruela.client.main import script
 from ciruela.client.options.local import Shell
 from ciruela.client.options.table import COMMANDS, ciruela, ciruela_sync
+from tests.measure import without
 from tests.proof import shows
 
 MAN = Path(__file__).parent.parent.parent / "docs" / "man.py"
@@ -59,7 +58,7 @@ class ManTests(SynchronousTestCase):
     @shows("W5")
     def test_without_its_library(self) -> None:
         """Who packs a release got a traceback instead of the name of what is missing."""
-        with patch.dict(sys.modules, {"argparse_manpage": None, "argparse_manpage.manpage": None}):
+        with without("argparse_manpage", "argparse_manpage.manpage"):
             left = self.assertRaises(SystemExit, runpy.run_path(str(MAN))["main"], Path(self.mktemp()))
         self.assertIn("is missing: install the dev requirements", str(left.code))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import sys
 from contextlib import closing
 from typing import Any
 from unittest import mock
@@ -15,6 +14,7 @@ from ciruela.net.connection import WAKE_BYTES
 from ciruela.net.frames import FrameHead, Inbound, Masks, head_for, head_of, masked
 from ciruela.proto import codec
 from ciruela.proto import messages as m
+from tests.measure import without
 from tests.net.bench import Bench
 from tests.proto import samples as s
 
@@ -68,7 +68,7 @@ class Masking(SynchronousTestCase):
 
     def test_without_native_code(self) -> None:
         """Where Autobahn came without it, an upload is slow, not wrong."""
-        with mock.patch.dict(sys.modules, {"_nvx_xormasker": None}):
+        with without("_nvx_xormasker"):
             slowly = frames._in_place()
         self.assertIsNot(slowly, frames.apply_mask)
         with mock.patch.object(frames, "apply_mask", slowly):
