@@ -223,7 +223,7 @@ class ShapeTests(SynchronousTestCase):
         self.assertEqual([f"{place}: {text[:60]!r}" for place, text in read if QUESTION.match(text)], [])
 
     def test_nobody_forgets_modules(self) -> None:
-        """What a test imports while all of ``sys.modules`` is put back later is imported again: each class is there twice, for all that follow."""
+        """What a test imports while ``sys.modules`` is to be put back is imported again later: its classes are there twice from then on."""
         pattern = re.compile(r"patch\.dict\(\s*['\"]?sys\.modules")
         found = [path.name for path in (TOP / "tests").rglob("*.py") if pattern.search(path.read_text(encoding="utf-8"))]
         self.assertEqual(found, [])
