@@ -413,23 +413,21 @@ class Download(Transfer):
         self._log.warn("{vpath}: the index that came with the order is not that of the image", vpath=str(self.vpath))
         return super().find_index(fetch)
 
-    def fill(self, image: StagedImage) -> Deferred[BlockPlan]:
-        """Takes the blocks that came with the order. Without all of them it goes on as :meth:`Transfer.fill`."""
+    def _fits(self, found: tuple[BlockSet, int, Reused], image: StagedImage) -> Deferred[tuple[BlockSet, int, Reused]]:
+        """Writes the blocks that came with the order, and are not here. What is wrong in them is missing, and fetched."""
         content, self.content = self.content, None
         if content is None or len(content.blocks) != image.index.total_bytes:
-            return super().fill(image)
+            return super()._fits(found, image)
+        here, index = found[0], image.index
+        missing = [(number, data) for number, data in _cut(index, content.blocks) if number not in here]
 
-        def brought(here: BlockSet) -> BlockPlan | Deferred[BlockPlan]:
-            self.context.totals.received_bytes += len(content.blocks)
-            if len(here) < image.index.block_count:
+        def written(_: list[bool]) -> tuple[BlockSet, int, Reused]:
+            self.context.totals.received_bytes += sum(len(data) for _, data in missing)
+            if len(here) < index.block_count:
                 self._log.warn("{vpath}: blocks that came with the order are wrong", vpath=str(self.vpath))
-                return super(Download, self).fill(image)
-            return self._plan((here, 0, Reused(frozenset(), 0, 0)), image)
+            return found
 
-        def write(here: BlockSet) -> Deferred[BlockPlan]:
-            return image.directory.write(list(_cut(image.index, content.blocks))).addCallback(lambda _: brought(here))
-
-        return image.directory.keep().addCallback(write)
+        return image.directory.write(missing).addCallback(written)
 
     def admit(self, image: StagedImage) -> Deferred[None]:
         """Asks the operator's check, if there is one: what is whole may be looked at before it is shown."""
