@@ -176,8 +176,12 @@ class BulkEnd(ABC):
             self._send_at_once(READY)
         self._ticket = ticket
         before = threading.stack_size(STACK_BYTES)
-        self._thread.start()
-        threading.stack_size(before)
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the system allows no more threads
+            self._over(f"no thread for it: {error}")
+        finally:
+            threading.stack_size(before)
 
     def end(self, reason: str) -> None:
         """Ends it, from the reactor. The thread sees that at once, unless it writes to a disk."""
@@ -187,11 +191,6 @@ class BulkEnd(ABC):
                 self._socket.shutdown(socket.SHUT_RDWR)
             except OSError as error:
                 self._log.debug("{name} was gone: {error}", name=self.name, error=error)
-
-    def wait(self, timeout_s: float) -> bool:
-        """Waits for the end of the thread, in another one. Tells whether it has ended."""
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
 
     def _came(self, size: int) -> None:
         self.incoming += size
@@ -265,7 +264,7 @@ class BulkTaker(BulkEnd):
 
     def __init__(self, sock: socket.socket, name: str, in_reactor: InReactor, ended: Callable[[str], object], *, masks: bool) -> None:
         super().__init__(sock, name, in_reactor, ended, masks=masks)
-        self._waiting: dict[int, _BulkRequest[Any] | None] = {}
+        self._waiting: dict[int, _BulkRequest[Any]] = {}
         self._landed: deque[tuple[_BulkRequest[Any], object]] = deque()
         self._told = False
         self._next = 0
@@ -278,21 +277,17 @@ class BulkTaker(BulkEnd):
             return fail(RemoteError(f"{MOST_ASKED} requests are under way at {self.name}"))
         number = self._next
         self._next += 1
-        done: Deferred[T] = Deferred(lambda _: self._forget(number))
+        done: Deferred[T] = Deferred()
         self._waiting[number] = _BulkRequest(land, done)
         self._send_at_once(codec.encode_request(number, request))
         return done
-
-    def _forget(self, number: int) -> None:
-        if number in self._waiting:
-            self._waiting[number] = None
 
     def _step(self) -> None:
         answer = codec.decode(self._receive(BULK_BYTES))
         if not isinstance(answer, codec.ResponseIn) or answer.id not in self._waiting:  # guard: A24
             raise Broken("it sent something that is no answer")
         waiting = self._waiting.pop(answer.id)
-        if waiting is None:
+        if waiting.done.called:  # cancelled
             return
         result: object
         match answer.response:
@@ -323,7 +318,7 @@ class BulkTaker(BulkEnd):
         self._drain()
         waiting, self._waiting = self._waiting, {}
         for one in waiting.values():
-            if one is not None and not one.done.called:
+            if not one.done.called:
                 one.done.errback(LinkLost(f"the bulk connection to {self.name} was lost: {self.reason}"))
 
 

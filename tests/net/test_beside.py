@@ -217,6 +217,25 @@ class BesideTests(BesideCase):
         bench.advance(2)
         self.assertEqual((link.giving, link.alive, bench.port.open), (None, True, 1))
 
+    def test_no_thread_left(self) -> None:
+        """Where the system allows no more threads, the socket and the place of the bulk connection would be lost for ever."""
+
+        def refused(_thread: NoThread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        bench = self.bench()
+        link = bench.link()
+        link.widen(gives=True)
+        bench.flush()
+        bench.accept()
+        before = bulk.threading.stack_size()
+        self.patch(NoThread, "start", refused)
+        self.shown(bench, link.giving._ticket)
+        bench.advance(2)
+        served = bench.served(0)
+        self.assertEqual((bench.port.bulk, served.taking, served.alive, self.wires[1].calls), (0, None, True, ["close"]))
+        self.assertEqual(bulk.threading.stack_size(), before)
+
     def test_no_threads(self) -> None:
         """Where no thread can call the reactor, none is offered."""
         bench = Bench()
