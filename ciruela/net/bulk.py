@@ -461,11 +461,6 @@ class Tickets:
         self.open += 1
         return end
 
-    def stop(self) -> None:
-        """Forgets all tickets."""
-        while self._issued:
-            self._issued.popitem()[1].expiry.cancel()
-
 
 class BulkBeside(ABC):
     """Base of a connection beside which there may be bulk connections: one to take blocks, one to give them."""

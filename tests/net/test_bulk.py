@@ -459,7 +459,7 @@ class TicketTests(SynchronousTestCase):
         host.ended("gone")
         self.assertEqual(self.ended, ["gone"])
         self.tickets.issue(host, gives=True)
-        self.tickets.stop()
+        self.clock.advance(bulk.TICKET_S)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_take(self) -> None:
